@@ -1,0 +1,5 @@
+"""The errors a user sees: what was wrong, where, and what to do."""
+
+
+class DinaError(Exception):
+    """A problem the user can mend. The command line prints the message without a traceback and exits with 2."""
