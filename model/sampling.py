@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ class SamplingParams:
         code_temperature: of every code level; ``None`` takes ``temperature``.
         top_k, top_p: truncation of the text channel.
         code_top_k, code_top_p: truncation of every code level.
+        top_p_over: what ``top_p`` is a share of when top-k cuts too: the classes that top-k left
+            (``kept``, as Hugging Face and vLLM do) or the whole softmax (``all``, as LongCat's engine does).
+        repetition_penalty: divides positive and multiplies negative logits of classes the row has already
+            drawn on the same channel; 1 is off.
         guidance_scale: ``s`` in ``z = s (z_cond - z_uncond) + z_uncond`` on code levels; 1 is off.
         max_new_tokens: bound on sampled text tokens.
     """
@@ -35,6 +40,8 @@ class SamplingParams:
     top_p: float = 1.0
     code_top_k: int = 0
     code_top_p: float = 1.0
+    top_p_over: Literal["kept", "all"] = "kept"
+    repetition_penalty: float = 1.0
     guidance_scale: float = 1.0
     max_new_tokens: int = 64
 
@@ -43,11 +50,11 @@ class SamplingParams:
         return self.guidance_scale != 1.0
 
     def shape_text(self, logits: Tensor) -> Tensor:
-        return shape_logits(logits, self.temperature, self.top_k, self.top_p)
+        return shape_logits(logits, self.temperature, self.top_k, self.top_p, self.top_p_over)
 
     def shape_codes(self, logits: Tensor) -> Tensor:
         temperature = self.temperature if self.code_temperature is None else self.code_temperature
-        return shape_logits(logits, temperature, self.code_top_k, self.code_top_p)
+        return shape_logits(logits, temperature, self.code_top_k, self.code_top_p, self.top_p_over)
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -55,8 +62,19 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return scale * (cond - uncond) + uncond
 
 
-def shape_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Log-probabilities ``[..., K]`` float32 after temperature, top-k, then top-p on the renormalised rest.
+def penalise_repeats(logits: Tensor, past: Tensor, penalty: float) -> Tensor:
+    """Repetition penalty of Keskar et al. 2019 on ``[N, K]`` logits; ``past`` ``[N, P]`` class ids, -1 = none."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    seen.scatter_(1, past.clamp_min(0), past >= 0)
+    # scatter_ of several entries to one cell keeps an arbitrary one, so a -1 (read as class 0) must not hide a 0.
+    seen[:, 0] = (past == 0).any(1)
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def shape_logits(
+    logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, top_p_over: str = "kept"
+) -> Tensor:
+    """Log-probabilities ``[..., K]`` float32 after temperature, top-k and top-p.
 
     Greedy (temperature 0) puts all mass on the most probable class, so its log-probability is 0.
     """
@@ -65,11 +83,13 @@ def shape_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -
         best = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
     logits = logits / temperature
+    whole = logits
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, -1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
     if top_p < 1:
-        ordered, order = logits.softmax(-1).sort(-1, descending=True)
+        base = whole if top_p_over == "all" else logits
+        ordered, order = base.softmax(-1).sort(-1, descending=True)
         # A class stays while the mass before it is below top_p, so the first one always stays.
         keep = (ordered.cumsum(-1) - ordered) < top_p
         logits = logits.masked_fill(~torch.zeros_like(keep).scatter(-1, order, keep), -math.inf)
