@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -51,8 +53,7 @@ class CodeEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.pre_buffer = PreBuffer(hidden_size, inner, activation, eps)
-        starts = torch.tensor([0, *codebook_sizes[:-1]]).cumsum(0) + visual_offset
-        self.level_offsets: list[int] = starts.tolist()
+        self.level_offsets = list(accumulate(codebook_sizes[:-1], initial=visual_offset))
 
     def global_ids(self, codes: Tensor) -> Tensor:
         """Local codes ``[..., L]`` to rows of ``embed_tokens``."""
