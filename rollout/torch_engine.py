@@ -48,8 +48,7 @@ class TorchEngine:
                     GenerationRequest(prompt, request.seed, grid_of(request.prompt))
                     for prompt, request in zip(prompts, batch, strict=True)
                 ]
-                for generation in generate(self.model, inputs, sampling):
-                    yield self._sample(batch[generation.index], generation)
+                yield from self._samples(batch, list(generate(self.model, inputs, sampling)))
         finally:
             self.model.train(training)
 
@@ -100,25 +99,27 @@ class TorchEngine:
         with torch.no_grad():
             return dict(zip(asked, self.visual_tokenizer.encode(pictures), strict=True))
 
-    def _sample(self, request: Request, generation: Generation) -> Sample:
-        sample = Sample(
-            request=request,
-            stream=generation.stream,
-            logps=generation.logps,
-            entropies=generation.entropies,
-            weight_version=self.version,
-            finish_reason=generation.finish_reason,
-        )
-        if request.prompt.task == "t2i":
-            codes = self.processor.drawn_codes(generation.stream)
-            assert codes is not None
-            with torch.no_grad():
-                (picture,) = self.visual_tokenizer.decode([codes.to(self.model.device)])
-            sample.image = to_uint8(picture)
-        else:
-            said = generation.stream.text_ids[0][generation.stream.actions[0, :, 0]]
-            sample.text = self.processor.decode_text(said).strip()
-        return sample
+    def _samples(self, batch: Sequence[Request], generations: Sequence[Generation]) -> Iterator[Sample]:
+        drawn = {g.index: self.processor.drawn_codes(g.stream) for g in generations}
+        codes = {i: c.to(self.model.device) for i, c in drawn.items() if c is not None}
+        with torch.no_grad():
+            pictures = dict(zip(codes, self.visual_tokenizer.decode(list(codes.values())), strict=True))
+        for generation in generations:
+            request = batch[generation.index]
+            sample = Sample(
+                request=request,
+                stream=generation.stream,
+                logps=generation.logps,
+                entropies=generation.entropies,
+                weight_version=self.version,
+                finish_reason=generation.finish_reason,
+            )
+            if request.prompt.task == "t2i":
+                sample.image = to_uint8(pictures[generation.index])
+            else:
+                said = generation.stream.text_ids[0][generation.stream.actions[0, :, 0]]
+                sample.text = self.processor.decode_text(said).strip()
+            yield sample
 
 
 def grid_of(prompt: Prompt) -> tuple[int, int] | None:
