@@ -1,0 +1,303 @@
+"""Charts as HTML and inline SVG, without a library: lines with bands, and bars with intervals.
+
+Marks are drawn in an SVG that stretches with the page; words and numbers are HTML beside it, so they keep
+their size on a phone. Colours are CSS variables of the report's style sheet.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from dina.eval.statistics import Interval
+
+SIZE = 1000  # units of the stretched drawing area, in both directions
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series.
+
+    Attributes:
+        y: values at ``x``; NaN leaves a gap.
+        color: a CSS colour, usually ``var(--…)``.
+        faint: unsmoothed values, drawn thin behind ``y``.
+        band: (low, high) at ``x``, filled behind ``y``.
+        dash: an SVG dash pattern.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: str
+    faint: Sequence[float] | None = None
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    dash: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    name: str
+    score: Interval
+    color: str
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    unit: str = "",
+    note: str = "",
+    percent: bool = False,
+    log: bool = False,
+    zero: bool = False,
+    top: float | None = None,
+    x_label: str = "training step",
+) -> Markup:
+    """A figure with title, legend, axes and a read-out under the pointer; empty where no line has a value.
+
+    Args:
+        unit: what the vertical axis counts.
+        note: one sentence under the title.
+        percent: values are shares, shown as percentages.
+        log: logarithmic vertical axis; values at or below 0 lie on its lower edge.
+        zero: the vertical axis includes 0.
+        top: the vertical axis includes this value.
+    """
+    lines = [line for line in lines if any(map(math.isfinite, line.y))]
+    if not lines:
+        return Markup("")
+    xs = sorted({x for line in lines for x in line.x})
+    across = _Scale(xs[0], xs[-1]) if xs[-1] > xs[0] else _Scale(xs[0] - 1, xs[0] + 1)
+    up, ticks = _vertical(lines, log, zero, top)
+    drawing = Markup("").join(
+        [
+            _grid(up, ticks),
+            *(_band(line, across, up) for line in lines),
+            *(_path(line, across, up) for line in lines),
+        ]
+    )
+    label = f"{title}: {', '.join(line.name for line in lines)} against {x_label}"
+    return Markup(
+        '<figure class="chart" data-chart="{data}">{head}{legend}<div class="plot">'
+        '<div class="y-axis" aria-hidden="true">{y_axis}</div>'
+        '<div class="area"><svg viewBox="0 0 {size} {size}" preserveAspectRatio="none" role="img" '
+        'aria-label="{label}">{drawing}</svg><div class="rule" hidden></div><div class="tip" hidden></div></div>'
+        '<div class="x-axis" aria-hidden="true">{x_axis}</div></div></figure>'
+    ).format(
+        data=json.dumps(_hover(lines, xs, across, percent, x_label)),
+        head=_head(title, unit, note),
+        legend=_legend(lines) if len(lines) > 1 or lines[0].faint else "",
+        y_axis=Markup("").join(
+            Markup('<span style="bottom:{:.2f}%">{}</span>').format(up.place(t) / 10, _number(t, percent))
+            for t in ticks
+        ),
+        size=SIZE,
+        label=label,
+        drawing=drawing,
+        x_axis=_x_axis(xs, across, x_label),
+    )
+
+
+def interval_bars(rows: Sequence[tuple[str, Sequence[Bar]]], top: float = 1.0) -> Markup:
+    """Horizontal bars of shares in 0..``top``, grouped by row, each with its interval as a whisker."""
+    body = [
+        Markup(
+            '<div class="bars-row"><div class="bars-name">{}</div><div class="bars-set">{}</div></div>'
+        ).format(name, Markup("").join(_bar(bar, top) for bar in bars))
+        for name, bars in rows
+    ]
+    ticks = Markup("").join(
+        Markup('<span style="left:{:.1f}%">{}</span>').format(100 * i / 4, f"{100 * top * i / 4:g}")
+        for i in range(5)
+    )
+    axis = Markup(
+        '<div class="bars-row bars-axis" aria-hidden="true"><div></div><div class="bars-scale">{}</div></div>'
+    )
+    return Markup('<div class="bars">{}{}</div>').format(Markup("").join(body), axis.format(ticks))
+
+
+def difference_track(score: Interval, reach: float) -> Markup:
+    """A dot with its interval on an axis from -``reach`` to +``reach``, 0 in the middle; coloured if it excludes 0."""
+    if math.isnan(score.mean):
+        return Markup("")
+
+    def place(value: float) -> str:
+        return f"{50 + 50 * max(-1.0, min(1.0, value / reach)):.2f}%"
+
+    state = ("good" if score.mean > 0 else "bad") if score.excludes(0.0) else "open"
+    return Markup(
+        '<svg class="track {state}" width="100%" height="16" aria-hidden="true">'
+        '<line class="zero" x1="50%" x2="50%" y1="0" y2="16"/>'
+        '<line class="span" x1="{low}" x2="{high}" y1="8" y2="8"/><circle cx="{mean}" cy="8" r="4"/></svg>'
+    ).format(state=state, low=place(score.low), high=place(score.high), mean=place(score.mean))
+
+
+class _Scale:
+    """Maps [low, high] to 0..SIZE, linearly or in the logarithm."""
+
+    def __init__(self, low: float, high: float, log: bool = False) -> None:
+        self.low, self.high, self.log = low, high, log
+
+    def place(self, value: float) -> float:
+        if self.log:
+            value = max(value, self.low)
+            share = (math.log10(value) - math.log10(self.low)) / (
+                math.log10(self.high) - math.log10(self.low)
+            )
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return SIZE * share
+
+
+def _vertical(lines: Sequence[Line], log: bool, zero: bool, top: float | None) -> tuple[_Scale, list[float]]:
+    groups = [group for line in lines for group in (line.y, line.faint or (), *(line.band or ()))]
+    values = [value for group in groups for value in group if math.isfinite(value)]
+    if log and any(value > 0 for value in values):
+        positive = [value for value in values if value > 0]
+        low = 10 ** math.floor(math.log10(min(positive)))
+        high = 10 ** math.ceil(math.log10(max(positive)) + 1e-9)
+        low, high = (low, high) if high > low else (low / 10, high)
+        decades = round(math.log10(high / low))
+        stride = max(1, math.ceil(decades / 5))
+        return _Scale(low, high, log=True), [low * 10**i for i in range(0, decades + 1, stride)]
+    low, high = min(values), max(values)
+    low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
+    high = max(high, top) if top is not None else high
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
+    step = _nice((high - low) / 4)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return _Scale(first * step, last * step), [i * step for i in range(first, last + 1)]
+
+
+def _nice(step: float) -> float:
+    size = 10 ** math.floor(math.log10(step))
+    return next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= step * (1 - 1e-9))
+
+
+def _grid(up: _Scale, ticks: Sequence[float]) -> Markup:
+    return Markup("").join(
+        Markup('<line class="grid" x1="0" x2="{s}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
+            s=SIZE, y=SIZE - up.place(t)
+        )
+        for t in ticks
+    )
+
+
+def _band(line: Line, across: _Scale, up: _Scale) -> Markup:
+    if line.band is None:
+        return Markup("")
+    low, high = line.band
+    kept = [i for i in range(len(line.x)) if math.isfinite(low[i]) and math.isfinite(high[i])]
+    edge = [(line.x[i], high[i]) for i in kept] + [(line.x[i], low[i]) for i in reversed(kept)]
+    shape = " ".join(f"{across.place(x):.1f},{SIZE - up.place(y):.1f}" for x, y in edge)
+    return Markup('<polygon points="{}" style="fill:{};opacity:.16"/>').format(shape, line.color)
+
+
+def _path(line: Line, across: _Scale, up: _Scale) -> Markup:
+    faint = _stroke(line.x, line.faint, line, across, up, "faint") if line.faint is not None else Markup("")
+    return faint + _stroke(line.x, line.y, line, across, up, "line")
+
+
+def _stroke(
+    xs: Sequence[float], ys: Sequence[float], line: Line, across: _Scale, up: _Scale, kind: str
+) -> Markup:
+    """One path with a move after every gap; a point alone gets a length of zero, which a round cap makes a dot."""
+    commands, open_segment = [], False
+    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        if not math.isfinite(y):
+            open_segment = False
+            continue
+        place = f"{across.place(x):.1f} {SIZE - up.place(y):.1f}"
+        alone = not open_segment and not (i + 1 < len(ys) and math.isfinite(ys[i + 1]))
+        commands.append(f"{'L' if open_segment else 'M'}{place}" + (f"L{place}" if alone else ""))
+        open_segment = True
+        if alone and kind == "line":
+            kind = "line dots" if len(ys) == 1 else kind
+    return Markup('<path class="{}" d="{}" style="stroke:{}" stroke-dasharray="{}"/>').format(
+        kind, "".join(commands), line.color, line.dash or "none"
+    )
+
+
+def _hover(
+    lines: Sequence[Line], xs: Sequence[float], across: _Scale, percent: bool, x_label: str
+) -> dict[str, object]:
+    """What the read-out needs: places, x, and one text per series and x."""
+    columns = [dict(zip(line.x, line.faint or line.y, strict=True)) for line in lines]
+    return {
+        "label": x_label,
+        "at": [round(across.place(x) / 10, 2) for x in xs],
+        "x": [f"{x:g}" for x in xs],
+        "series": [
+            {
+                "name": line.name,
+                "color": line.color,
+                "y": [_number(column.get(x, math.nan), percent) for x in xs],
+            }
+            for line, column in zip(lines, columns, strict=True)
+        ],
+    }
+
+
+def _head(title: str, unit: str, note: str) -> Markup:
+    shown = Markup(' <span class="unit">{}</span>').format(unit) if unit else ""
+    below = Markup('<p class="note">{}</p>').format(note) if note else ""
+    return Markup("<figcaption><h3>{}{}</h3>{}</figcaption>").format(title, shown, below)
+
+
+def _legend(lines: Sequence[Line]) -> Markup:
+    items = Markup("").join(
+        Markup('<li><svg width="18" height="8" aria-hidden="true"><line x1="1" x2="17" y1="4" y2="4" '
+               'style="stroke:{}" stroke-dasharray="{}"/></svg>{}</li>').format(
+            line.color, line.dash or "none", line.name
+        )
+        for line in lines
+    )  # fmt: skip
+    return Markup('<ul class="legend">{}</ul>').format(items)
+
+
+def _x_axis(xs: Sequence[float], across: _Scale, label: str) -> Markup:
+    step = max(1.0, _nice((xs[-1] - xs[0]) / 4)) if len(xs) > 1 else 1.0
+    step = math.ceil(step)
+    ticks = [t for t in range(int(xs[0] // step) * step, int(xs[-1]) + 1, step) if xs[0] <= t <= xs[-1]]
+    spans = Markup("").join(
+        Markup('<span style="left:{:.2f}%">{}</span>').format(across.place(t) / 10, f"{t:g}")
+        for t in ticks or xs[:1]
+    )
+    return spans + Markup("<em>{}</em>").format(label)
+
+
+def _bar(bar: Bar, top: float) -> Markup:
+    score = bar.score
+    if math.isnan(score.mean):
+        return Markup("")
+    low, high = (max(0.0, min(1.0, value / top)) * 100 for value in (score.low, score.high))
+    return Markup(
+        '<div class="bar"><svg width="100%" height="14" role="img" aria-label="{name}: {text}">'
+        '<rect x="0" y="2" width="{mean:.2f}%" height="10" rx="2" style="fill:{color}"/>'
+        '<line class="whisker" x1="{low:.2f}%" x2="{high:.2f}%" y1="7" y2="7"/></svg>'
+        '<span class="bar-value" title="{name}: {text}">{short}</span></div>'
+    ).format(
+        name=bar.name,
+        text=f"{100 * score.mean:.1f}, 95 % interval {100 * score.low:.1f} to {100 * score.high:.1f}",
+        mean=max(0.0, min(1.0, score.mean / top)) * 100,
+        color=bar.color,
+        low=low,
+        high=high,
+        short=f"{100 * score.mean:.1f}",
+    )
+
+
+def _number(value: float, percent: bool) -> str:
+    if not math.isfinite(value):
+        return "–"
+    if percent:
+        return f"{100 * value:.3g} %".replace("-", "−")
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.4g}".replace("-", "−")
+    return escape(f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−"))
