@@ -2,4 +2,4 @@
 
 
 class DinaError(Exception):
-    """A problem the user can mend. The command line prints the message without a traceback and exits with 2."""
+    """A problem the user can mend. The command line prints its message without a traceback and exits with 2."""
