@@ -1,7 +1,7 @@
 """Objects, colours and positions in a picture, scored by GenEval's rules whatever detector reads the pixels.
 
-The rules are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513) with two changes that close known holes: counts
-are exact ("at least n" pays for flooding the picture), and objects that nobody asked for cost.
+The rules are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513) with two changes that close known holes:
+counts are exact ("at least n" pays for flooding the picture), and objects that nobody asked for cost.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from PIL import Image
+
+from dina.rewards.protocol import LogExtra, log_parts
+from dina.rewards.registry import load_object
 
 Box = tuple[float, float, float, float]
 RELATIONS = ("left of", "right of", "above", "below")
@@ -44,7 +48,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class Clause:
-    """What one ``include`` entry of a prompt asks for; ``position`` is (relation, index of an include entry)."""
+    """What one ``include`` entry asks for; ``position`` is (relation, index of another entry)."""
 
     label: str
     count: int = 1
@@ -101,19 +105,19 @@ def score_scene(
 
     * count: ``max(0, 1 - |n - count| / count)``, ``n`` the detected objects of the class;
     * color: share of ``count`` that has the colour, read on the ``count`` best boxes only;
-    * position: share of (object, other) pairs of those boxes that stand in the relation, 0 if either is missing.
+    * position: share of (object, other) pairs of those boxes that stand in the relation, 0 without a pair.
 
-    ``graded = mean(all checks) * precision`` with ``precision = wanted / detected``, where an object is wanted up
-    to the count of its class, so a surplus object, another class and an ``unknown`` all cost. ``strict`` is 1.0 if
-    every check and the precision are 1 and no exclude clause is hit (``n >= count`` of its class), else 0.0.
-    An excluded object is unwanted, so it costs in ``graded`` through the precision.
+    ``graded = mean(all checks) * precision`` with ``precision = wanted / detected``, where an object is
+    wanted up to the count of its class, so a surplus object, another class and an ``unknown`` all cost.
+    ``strict`` is 1.0 if every check and the precision are 1 and no exclude clause is hit (``n >= count`` of
+    its class), else 0.0. An excluded object is unwanted, so it costs in ``graded`` through the precision.
 
-    Where several clauses name one class ("a red star and a blue star") the objects are shared out: colours are
-    served first, best boxes first, and a surplus is charged to the clause of its colour.
+    Where several clauses name one class ("a red star and a blue star") the objects are shared out: colours
+    are served first, best boxes first, and a surplus is charged to the clause of its colour.
 
     Args:
         detections: any order; equal scores keep their order.
-        include: entries ``{"class", "count"?, "color"?, "position"?}``, the position as ``[relation, index]``.
+        include: entries ``{"class", "count"?, "color"?, "position"?}``, position as ``[relation, index]``.
         exclude: entries ``{"class", "count"?}``.
 
     Raises:
@@ -159,8 +163,8 @@ def parse_clauses(include: Sequence[Mapping[str, Any]]) -> list[Clause]:
 def relations(a: Box, b: Box) -> set[str]:
     """How ``a`` stands to ``b``: a subset of :data:`RELATIONS`.
 
-    GenEval's rule: the offset of the centres is shortened per axis by ``0.1 * (size of a + size of b)``; a direction
-    counts where its component is more than half of the unshortened distance.
+    GenEval's rule: the offset of the centres is shortened per axis by ``0.1 * (size of a + size of b)``; a
+    direction counts where its component is more than half of the unshortened distance.
     """
     corners = np.array([a, b], dtype=np.float64).reshape(2, 2, 2)
     (center_a, center_b), (size_a, size_b) = corners.mean(axis=1), np.abs(corners[:, 1] - corners[:, 0])
@@ -194,7 +198,7 @@ def _parse_clause(entry: Mapping[str, Any], index: int, total: int) -> Clause:
 
 
 def _share_out(ranked: list[Detection], clauses: list[Clause]) -> list[list[Detection]]:
-    """The detections that each clause answers for, best first; every detection of an asked class goes to one clause."""
+    """The detections that each clause answers for, best first; each of an asked class goes to one clause."""
     groups: list[list[Detection]] = [[] for _ in clauses]
     for label in dict.fromkeys(clause.label for clause in clauses):
         mine = [i for i, clause in enumerate(clauses) if clause.label == label]
@@ -203,8 +207,8 @@ def _share_out(ranked: list[Detection], clauses: list[Clause]) -> list[list[Dete
             groups[mine[0]] = free
             continue
         for i in mine:
-            fitting = [d for d in free if clauses[i].color in (None, d.color)] if clauses[i].color else []
-            groups[i] = fitting[: clauses[i].count]
+            wish = clauses[i].color
+            groups[i] = [d for d in free if wish and d.color == wish][: clauses[i].count]
             free = _without(free, groups[i])
         for i in mine:
             missing = clauses[i].count - len(groups[i])
@@ -269,8 +273,60 @@ def _name_unexpected(ranked: list[Detection], clauses: list[Clause], problems: l
         problems.append(f"unexpected {_plural(others.count(label), label)}")
 
 
+class ObjectsReward:
+    """Reward: does the picture hold what the row's ``include`` asks for, and nothing else?
+
+    Args:
+        detector: a :class:`Detector`, its class, or where to import one from (``package.module:attr``).
+        mode: ``graded`` (partial credit, default for training) or ``strict`` (1 or 0, the benchmark's rule).
+        detector_kwargs: passed to the detector if it is a class.
+
+    Columns: ``include``, ``exclude``. ``None`` for a row without ``include`` or without a drawn picture.
+    Parts: ``count``, ``color``, ``position``, ``precision``, ``excess``, ``strict``.
+    """
+
+    def __init__(
+        self,
+        detector: str | Detector | type = "dina.recipes.scenes.detector:ShapeDetector",
+        mode: Literal["strict", "graded"] = "graded",
+        detector_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if mode not in ("strict", "graded"):
+            raise ValueError(f"mode must be 'strict' or 'graded', not {mode!r}")
+        found = load_object(detector) if isinstance(detector, str) else detector
+        self.detector: Detector = found(**(detector_kwargs or {})) if isinstance(found, type) else found
+        self.mode = mode
+
+    def __call__(
+        self,
+        generated_images: Sequence[Image.Image | None],
+        include: Sequence[list[dict[str, Any]] | None],
+        exclude: Sequence[list[dict[str, Any]] | None] | None = None,
+        log_extra: LogExtra | None = None,
+        **_: Any,
+    ) -> list[float | None]:
+        excludes = exclude or [None] * len(include)
+        scenes = [
+            self.score(np.asarray(image.convert("RGB")), wanted, unwanted or ()) if image and wanted else None
+            for image, wanted, unwanted in zip(generated_images, include, excludes, strict=True)
+        ]
+        log_parts(log_extra, [s.parts | {"reason": s.reason} if s else None for s in scenes])
+        return [getattr(scene, self.mode) if scene else None for scene in scenes]
+
+    def score(
+        self,
+        image: np.ndarray,
+        include: Sequence[Mapping[str, Any]],
+        exclude: Sequence[Mapping[str, Any]] = (),
+    ) -> SceneScore:
+        """``image``: ``[H, W, 3]`` uint8."""
+        return score_scene(self.detector.detect(image), include, exclude)
+
+
 def _plural(n: int, label: str) -> str:
-    return f"{n} {label}" if n == 1 else f"{n} {label}s"
+    if n == 1:
+        return f"1 {label}"
+    return f"{n} {label}{'es' if label.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
 
 
 def _mean(values: Sequence[float]) -> float:

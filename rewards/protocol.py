@@ -1,0 +1,138 @@
+"""What a reward is, how it is named in a recipe, and what a scored batch looks like.
+
+A reward is any callable in TRL's style, sync or async::
+
+    def reward(prompts, completions, **columns) -> list[float | None]
+
+Every argument is a list with one entry per sample. Those on offer, to take by name or in ``**columns``:
+
+* ``prompts``: the prompt texts; ``completions``: one assistant message per sample, ``[{"role": "assistant",
+  "content": text}]`` for an answer, ``content = [{"type": "image", "image": PIL.Image}]`` for a picture;
+* ``generated_images``: the drawn picture or ``None``; ``images``: the pictures in the prompt (TRL's name);
+* ``completion_ids``: the sampled token ids;
+* every column of the data set, ``None`` where a row lacks it;
+* no lists: ``log_extra(name, values)``, ``log_metric(name, value)``, ``trainer_state`` (``.global_step``).
+
+A reward applies to the rows that have every argument which it names without a default. ``None`` says "does
+not apply". An exception, a time-out, a wrong length or anything that is no finite number is a failure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Literal
+
+Scores = Sequence[float | None]
+Reward = Callable[..., Scores | Awaitable[Scores]]
+LogExtra = Callable[[str, list[Any]], None]
+Parts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One reward of a recipe.
+
+    Attributes:
+        use: built-in name, name of an entry point of the group ``dina.rewards``, or ``package.module:attr``.
+        name: what metrics call it; by default the last part of ``use``.
+        weight: factor in the weighted sum. 0 logs the reward and never trains on it.
+        required: a failed score stops the run.
+        on_error: ``exclude`` leaves a sample with a failed score out of training, ``raise`` stops the run.
+        timeout: seconds for scoring one batch.
+        tasks: apply to samples of these tasks only, e.g. ``["vqa"]``; all by default.
+        kwargs: arguments of the class, or bound to the function.
+    """
+
+    use: str
+    name: str = ""
+    weight: float = 1.0
+    required: bool = False
+    on_error: Literal["exclude", "raise"] = "exclude"
+    timeout: float = 60.0
+    tasks: Sequence[str] | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return self.name or self.use.rsplit(":", 1)[-1]
+
+    @property
+    def fatal(self) -> bool:
+        return self.required or self.on_error == "raise"
+
+
+@dataclass(frozen=True)
+class RewardFailure:
+    """One score that could not be had. ``sample_index`` counts in the scored batch."""
+
+    reward: str
+    sample_index: int
+    reason: str
+
+
+@dataclass
+class SuiteResult:
+    """A scored batch of ``n`` samples; every list has ``n`` entries.
+
+    Attributes:
+        total: weighted sum over the rewards that apply; ``None`` if one of them failed or none applies.
+        per_reward: raw scores by reward name, ``None`` where it does not apply or failed.
+        parts: sub-scores and the ``reason`` in words, as the reward logged them, ``None`` where it did not.
+        failures: what failed, why, and for which sample.
+        seconds: wall-clock time of each reward.
+        logged: scalars that rewards logged through ``log_metric``, named ``rewards/<name>/<metric>``.
+    """
+
+    total: list[float | None]
+    per_reward: dict[str, list[float | None]]
+    parts: dict[str, list[Parts | None]]
+    failures: list[RewardFailure]
+    seconds: dict[str, float]
+    logged: dict[str, float] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """``rewards/<name>/{mean,std,applied,fail_rate,seconds}`` and the mean of every numeric part.
+
+        ``applied`` and ``fail_rate`` are shares of all samples. ``std`` is over the scores that exist, with
+        the ``n - 1`` denominator of TRL's; ``mean`` and ``std`` are left out where no score exists.
+        """
+        out: dict[str, float] = dict(self.logged)
+        for name, scores in self.per_reward.items():
+            n = max(len(scores), 1)
+            values = [score for score in scores if score is not None]
+            if values:
+                out[f"rewards/{name}/mean"] = sum(values) / len(values)
+                out[f"rewards/{name}/std"] = _std(values)
+            out[f"rewards/{name}/applied"] = len(values) / n
+            out[f"rewards/{name}/fail_rate"] = sum(f.reward == name for f in self.failures) / n
+            out[f"rewards/{name}/seconds"] = self.seconds[name]
+            for part, mean in self.part_means(name).items():
+                out[f"rewards/{name}/{part}"] = mean
+        return out
+
+    def part_means(self, name: str) -> dict[str, float]:
+        """Mean of each numeric sub-score of one reward over the samples that have it."""
+        values: dict[str, list[float]] = {}
+        for parts in self.parts.get(name, []):
+            for key, value in (parts or {}).items():
+                if isinstance(value, Real) and math.isfinite(value):
+                    values.setdefault(key, []).append(float(value))
+        return {key: sum(found) / len(found) for key, found in values.items()}
+
+
+def log_parts(log_extra: LogExtra | None, parts: Sequence[Parts | None]) -> None:
+    """Hands sub-scores to ``log_extra`` column by column. ``parts`` has one entry per sample."""
+    if log_extra is None:
+        return
+    for key in dict.fromkeys(key for entry in parts for key in entry or {}):
+        log_extra(key, [entry.get(key) if entry else None for entry in parts])
+
+
+def _std(values: list[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

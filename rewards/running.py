@@ -1,0 +1,159 @@
+"""One reward at work on a batch: it is called, waited for, retried and, when it hangs, left behind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from dina.rewards.batch import RewardBatch
+from dina.rewards.protocol import Parts, Reward, RewardFailure, RewardSpec
+from dina.rewards.registry import build_reward, parameters
+from dina.rewards.worker import Outcome, RewardWorker, describe, read_score
+
+log = logging.getLogger(__name__)
+
+
+class RunningReward:
+    """One reward with its thread, the scores of the current batch, and its time-outs in a row."""
+
+    def __init__(self, spec: RewardSpec) -> None:
+        self.spec = spec
+        self._reward: Reward | None = build_reward(spec)
+        named, open_ended = parameters(self._reward)
+        self._required = [name for name, p in named.items() if p.default is p.empty]
+        self._accepted = None if open_ended else set(named)
+        self._worker = RewardWorker(spec.label)
+        self._applied_before = False
+        self.timeouts = 0
+
+    def start(self, batch: RewardBatch) -> None:
+        """Begins to score the rows that the reward applies to."""
+        n = len(batch.samples)
+        self.batch = batch
+        self.scores: list[float | None] = [None] * n
+        self.parts: list[Parts | None] = [None] * n
+        self.failures: list[RewardFailure] = []
+        self.seconds = 0.0
+        self._metrics: dict[str, list[float]] = {}
+        self._deadline = time.monotonic() + self.spec.timeout
+        rows = batch.applicable(self._required, self.spec.tasks)
+        self._call = self._submit(rows) if rows else None
+        if n and not rows and not self._applied_before:
+            needs = ", ".join(self._required)
+            log.warning("reward %r applies to no sample of this batch; it needs %s", self.spec.label, needs)
+        self._applied_before = self._applied_before or bool(rows)
+
+    def finish(self) -> None:
+        """Waits for the scores, no longer than the time-out (twice that if rows are retried one by one)."""
+        if self._call is None:
+            return
+        outcome = self._wait(self._call)
+        if outcome is None:
+            self.timeouts += 1
+            return
+        self.timeouts = 0
+        if outcome.error is not None and len(self._call.rows) > 1:
+            self._retry_one_by_one(self._call.rows)
+        else:
+            self._take(self._call, outcome)
+
+    def logged(self) -> dict[str, float]:
+        """Means of what the reward logged through ``log_metric``."""
+        label = self.spec.label
+        return {f"rewards/{label}/{name}": sum(v) / len(v) for name, v in self._metrics.items()}
+
+    def close(self) -> None:
+        self._worker.stop()
+        close = getattr(self._reward, "close", None)
+        if callable(close):
+            close()
+
+    def _retry_one_by_one(self, rows: list[int]) -> None:
+        """One bad sample must not fail its neighbours. All retries together get one more time-out."""
+        self._deadline = time.monotonic() + self.spec.timeout
+        for position, row in enumerate(rows):
+            call = self._submit([row])
+            outcome = self._wait(call)
+            if outcome is None:
+                return self._fail(rows[position + 1 :], "not retried: the batch raised and its time was up")
+            self._take(call, outcome)
+
+    def _submit(self, rows: list[int]) -> _Call:
+        call = _Call(rows)
+        arguments = self.batch.arguments(rows, self._accepted)
+        for name, callback in (("log_extra", call.log_extra), ("log_metric", call.log_metric)):
+            if self._accepted is None or name in self._accepted:
+                arguments[name] = callback
+        call.future = self._worker.submit(self._answer, arguments)
+        return call
+
+    def _answer(self, **arguments: Any) -> Any:
+        """Runs in the worker's thread, and there sets a reward up anew whose last call was left behind."""
+        if self._reward is None:
+            self._reward = build_reward(self.spec)
+        return self._reward(**arguments)
+
+    def _wait(self, call: _Call) -> Outcome | None:
+        """The outcome of a call; ``None``, with its rows failed, at the deadline."""
+        try:
+            outcome = call.future.result(max(self._deadline - time.monotonic(), 0.0))
+        except TimeoutError:
+            call.future.cancel()
+            self._worker.stop()
+            self._worker, self._reward = RewardWorker(self.spec.label), None
+            self.seconds += self.spec.timeout
+            self._fail(call.rows, f"timed out after {self.spec.timeout:g} s")
+            return None
+        self.seconds += outcome.seconds
+        return outcome
+
+    def _take(self, call: _Call, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            return self._fail(call.rows, describe(outcome.error))
+        try:
+            values = list(outcome.value)
+        except TypeError:
+            wanted = f"wanted a list of {len(call.rows)} numbers"
+            return self._fail(call.rows, f"returned {type(outcome.value).__name__}, {wanted}")
+        if len(values) != len(call.rows):
+            return self._fail(call.rows, f"returned {len(values)} scores for {len(call.rows)} samples")
+        for position, (row, value) in enumerate(zip(call.rows, values, strict=True)):
+            try:
+                self.scores[row] = read_score(value)
+            except ValueError as error:
+                self._fail([row], str(error))
+            self.parts[row] = call.parts(position)
+        for name, numbers in call.metrics.items():
+            self._metrics.setdefault(name, []).extend(numbers)
+
+    def _fail(self, rows: list[int], reason: str) -> None:
+        self.failures += [RewardFailure(self.spec.label, row, reason) for row in rows]
+
+
+class _Call:
+    """One call in progress, and what it logs: columns of one value per row, and scalars."""
+
+    future: Future[Outcome]
+
+    def __init__(self, rows: list[int]) -> None:
+        self.rows = rows
+        self.metrics: dict[str, list[float]] = {}
+        self._columns: dict[str, list[Any]] = {}
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        if len(values) == len(self.rows):
+            self._columns[column] = list(values)
+        else:
+            log.warning(
+                "log_extra(%r): %d values for %d samples, left out", column, len(values), len(self.rows)
+            )
+
+    def log_metric(self, name: str, value: float) -> None:
+        self.metrics.setdefault(name, []).append(float(value))
+
+    def parts(self, position: int) -> Parts | None:
+        found = {name: values[position] for name, values in self._columns.items()}
+        return found if any(value is not None for value in found.values()) else None
