@@ -13,10 +13,10 @@ from dina.rollout.protocol import Prompt, Request, Sample
 GREY = np.full((8, 8, 3), 200, dtype=np.uint8)
 
 
-def picture(image: np.ndarray = GREY, text: str = "a star", group: int = 0, **columns: Any) -> Sample:
+def picture(image: np.ndarray = GREY, prompt: str = "a star", group: int = 0, **columns: Any) -> Sample:
     """A finished text-to-image sample that shows ``image``."""
-    prompt = Prompt(id=f"p{group}", text=text, task="t2i", grid=(1, 1), columns=columns)
-    return _sample(prompt, group, image=image)
+    row = Prompt(id=f"p{group}", text=prompt, task="t2i", grid=(1, 1), columns=columns)
+    return _sample(row, group, image=image)
 
 
 def answer(text: str, question: str = "How many?", **columns: Any) -> Sample:

@@ -276,7 +276,9 @@ SEEN: list[dict] = []
 def test_arguments_are_trls():
     SEEN.clear()
     rewards = suite("looks_at_everything")
-    rewards.score([picture(text="a star", tag="counting", include=[1]), answer("three", answer="3")], step=7)
+    rewards.score(
+        [picture(prompt="a star", tag="counting", include=[1]), answer("three", answer="3")], step=7
+    )
     [seen] = SEEN
     assert seen["prompts"] == ["a star", "How many?"]
     shown, said = seen["completions"]

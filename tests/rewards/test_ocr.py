@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from dina.rewards.ocr import OCRReward, normalise, quoted, score_text
+from dina.rewards.protocol import RewardSpec
+from dina.rewards.suite import RewardSuite
+from tests.rewards.samples import answer, picture
+
+
+def sign(*words: str, size: int = 14, canvas: tuple[int, int] = (64, 64)) -> np.ndarray:
+    """Dark words on a light ground, one below the other."""
+    image = Image.new("RGB", canvas, (240, 238, 230))
+    draw = ImageDraw.Draw(image)
+    for line, word in enumerate(words):
+        y = canvas[1] * (2 * line + 1) / (2 * len(words))
+        font = ImageFont.load_default(size)
+        draw.text((canvas[0] / 2, y), word, font=font, fill=(20, 20, 90), anchor="mm")
+    return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def reward() -> OCRReward:
+    return OCRReward()
+
+
+@pytest.fixture(scope="module")
+def suite():
+    suite = RewardSuite([RewardSpec("ocr")])
+    yield suite
+    suite.close()
+
+
+@pytest.mark.parametrize("canvas", [(64, 64), (96, 64), (64, 96), (256, 256)])
+def test_drawn_words_are_read_at_every_size_of_picture(reward: OCRReward, canvas: tuple[int, int]):
+    words = ["CAT", "STOP", "Tree", "42", "MOON"]
+    read = ["".join(reward.read(sign(word, size=14, canvas=canvas))) for word in words]
+    assert read == words
+
+
+def test_score_follows_what_the_picture_says(suite: RewardSuite):
+    shown = [sign("CAT"), sign("CAR"), sign("CAT", "DOG"), sign(), sign("TREE")]
+    result = suite.score([picture(image, text=["CAT"]) for image in shown])
+    right, near, doubled, blank, wrong = result.total
+    assert right == 1.0
+    assert near == pytest.approx(2 / 3)
+    assert doubled == pytest.approx(1 / 2)
+    assert blank == 0.0
+    assert wrong == pytest.approx(0.0)
+    parts = result.parts["ocr"]
+    assert parts[2]["similarity"] == 1.0 and parts[2]["excess"] == pytest.approx(1 / 2)
+    assert parts[3]["reason"] == "read nothing, wanted 'CAT'"
+    assert parts[1]["reason"] == "read 'CAR', wanted 'CAT'"
+    assert result.metrics()["rewards/ocr/excess"] == pytest.approx(sum(p["excess"] for p in parts) / 5)
+
+
+def test_targets_come_from_the_column_or_the_quotes(suite: RewardSuite):
+    image = sign("CAT", "DOG")
+    samples = [
+        picture(image, 'a sign that says "cat" above “dog”'),
+        picture(image, "a cat and a dog"),
+        picture(image, 'the word "zebra"', text=["CAT", "DOG"]),
+        picture(image, 'the word "CAT"', text=[]),
+        answer("CAT", 'What does "CAT" mean?'),
+    ]
+    assert suite.score(samples).total == [1.0, None, 1.0, None, None]
+
+
+def test_tiny_and_odd_pictures_are_read_without_a_failure(suite: RewardSuite):
+    images = [np.zeros((1, 1, 3), np.uint8), np.full((8, 200, 3), 255, np.uint8)]
+    result = suite.score([picture(image, text=["CAT"]) for image in images])
+    assert result.total == [0.0, 0.0] and result.failures == []
+
+
+@pytest.mark.parametrize(
+    "lines, targets, similarity, excess",
+    [
+        (["cat"], ["cat"], 1, 0),
+        ([], ["cat"], 0, 0),
+        (["cats"], ["cat"], 2 / 3, 1 / 4),
+        (["catcatcat"], ["cat"], 0, 2 / 3),
+        (["ca"], ["cat"], 2 / 3, 0),
+        (["dog", "cat"], ["cat", "dog"], 1, 0),  # another order: assigned
+        (["hel", "lo"], ["hello"], 1, 0),  # broken by OCR: joined
+        (["hello"], ["hel", "lo"], 1, 0),
+        (["cat"], ["cat", "dog"], 1 / 2, 0),
+        (["cat", "cat"], ["cat", "dog"], 1 / 2, 0),  # one line serves one target
+        (["cat", "xyz"], ["cat"], 1, 1 / 2),
+    ],
+)
+def test_matching_by_hand(lines, targets, similarity: float, excess: float):
+    result = score_text(lines, targets)
+    assert result.similarity == pytest.approx(similarity)
+    assert result.excess == pytest.approx(excess)
+    assert result.score == pytest.approx(similarity * (1 - excess))
+    assert score_text(lines, targets, excess_cost=0.0).score == pytest.approx(similarity)
+
+
+@pytest.mark.parametrize(
+    "prompt, found",
+    [
+        ('a "CAT" and a "DOG"', ["CAT", "DOG"]),
+        ("a sign 'DON'T GO' on the dog's house", ["DON'T GO"]),
+        ("the dogs' and the cats' house", []),
+        ("“STOP” ‘Bob’s bar’ „ja“ «oui»", ["STOP", "Bob’s bar", "ja", "oui"]),
+        ("写着「停」和『出口』", ["停", "出口"]),
+        ("outer \"with 'inner' quotes\"", ["with 'inner' quotes"]),
+        ("nothing", []),
+    ],
+)
+def test_quotes(prompt: str, found: list[str]):
+    assert quoted(prompt) == found
+
+
+def test_case_and_space_rules():
+    assert normalise("Hello  World！") == "helloworld!"
+    assert normalise(" Hello  World ", ignore_case=False, ignore_space=False) == "Hello World"
+    strict = OCRReward(ignore_case=False)
+    assert strict.compare(["cat"], ["CAT"]).score == 0.0
+    assert OCRReward().compare(["c a t"], ["CAT"]).score == 1.0
+    with pytest.raises(ValueError, match="excess_cost"):
+        OCRReward(excess_cost=2)
