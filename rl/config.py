@@ -1,0 +1,293 @@
+"""The typed recipe of ``dina train``. Names are TRL's wherever the meaning is the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dina.errors import advice
+from dina.rewards.registry import available_rewards
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Part of a recipe: unknown keys and wrong types are errors, nothing is converted silently."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    output_dir: str = Field(
+        "runs/train", min_length=1, description="folder of the run; all it writes lies there"
+    )
+    run_name: str | None = Field(None, description="what W&B calls the run; by default the folder's name")
+    seed: int = Field(0, ge=0, description="all randomness of the run follows from it")
+    max_steps: int = Field(100, ge=1, description="steps (generate, score, update) in all")
+    save_steps: int = Field(
+        50, ge=0, description="checkpoint every n steps and at the end; 0: only at the end"
+    )
+    save_total_limit: int = Field(2, ge=1, description="checkpoints to keep, the latest first")
+    logging_steps: int = Field(
+        1, ge=1, description="line on the console every n steps; metrics.jsonl has every step"
+    )
+    sample_steps: int = Field(10, ge=0, description="pictures and answers saved every n steps; 0: never")
+    report_to: list[Literal["none", "wandb"]] = Field(
+        [], description="further places for metrics, next to the run's folder"
+    )
+    wandb_project: str = Field("dina", description="W&B project")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null leaves torch's choice")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:1")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the policy's weights")
+    max_skipped_updates: int = Field(
+        8, ge=1, description="minibatches in a row without a sequence to learn from, before the run stops"
+    )
+
+
+class ModelConfig(Section):
+    path: str = Field(min_length=1, description="checkpoint folder to start from")
+
+
+class DataConfig(Section):
+    train: str | list[str] = Field(
+        min_length=1, description="prompt file or files: JSONL, Parquet or picture folder"
+    )
+    tags: list[str] | None = Field(None, min_length=1, description="train on prompts with these tags only")
+    sampling: Literal["shuffle", "balanced"] = Field(
+        "shuffle", description="shuffle: every prompt once per epoch; balanced: the tags in turn"
+    )
+    renderer: str | None = Field(
+        None, pattern=r"^[\w.]+:[\w.]+$", description="module:attr that draws the `scene` of a row"
+    )
+    eval: str | list[str] | None = Field(None, description="prompts to evaluate on during the run")
+    eval_steps: int = Field(0, ge=0, description="evaluate every n steps; 0: never")
+    max_prompt_length: int | None = Field(
+        None, ge=1, description="longest prompt in tokens; longer is an error"
+    )
+
+
+class RolloutConfig(Section):
+    engine: Literal["torch"] = Field("torch", description="what draws the samples")
+    batch_size: int = Field(64, ge=1, description="samples that are drawn at once")
+    temperature: float = Field(1.0, gt=0, description="of text tokens")
+    code_temperature: float | None = Field(None, gt=0, description="of picture codes; null: that of text")
+    top_k: int = Field(0, ge=0, description="draw from the k most probable classes only; 0: all")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="draw from the smallest set with this probability; 1: all"
+    )
+    allow_truncation: bool = Field(
+        False, description="allow top_k and top_p in training, although classes outside get no gradient"
+    )
+    guidance_scale: float = Field(
+        1.0, ge=0, description="classifier-free guidance, in rollout and update alike; 1: off"
+    )
+    max_completion_length: int = Field(64, ge=1, description="longest answer in text tokens")
+
+    @model_validator(mode="after")
+    def _samples_the_whole_distribution(self) -> RolloutConfig:
+        if (self.top_k or self.top_p < 1) and not self.allow_truncation:
+            raise ValueError(
+                f"top_k={self.top_k}, top_p={self.top_p} cut the distribution: a class that falls out of the cut "
+                "between rollout and update has probability 0, and its ratio says nothing. Set top_k=0 and "
+                "top_p=1.0 in training, or allow_truncation=true if you mean it"
+            )
+        return self
+
+
+class AlgorithmConfig(Section):
+    num_generations: int = Field(
+        8, ge=2, description="samples per prompt (a group); advantages compare within it"
+    )
+    prompts_per_step: int = Field(8, ge=1, description="different prompts per step")
+    num_iterations: int = Field(1, ge=1, description="passes over the samples of a step")
+    minibatches: int = Field(1, ge=1, description="optimizer updates per pass")
+    beta: float = Field(
+        0.0, ge=0, description="weight of the KL to the starting policy; 0 does without that copy"
+    )
+    epsilon: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below at 1 - epsilon")
+    epsilon_high: float | None = Field(None, gt=0, description="and above at 1 + epsilon_high; null: epsilon")
+    loss_type: Literal["grpo", "dr_grpo", "dapo"] = Field(
+        "grpo", description="what a sum over actions is divided by"
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="one ratio per action, or one per sequence (GSPO)"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="divide advantages by the standard deviation of the group, the batch, or not"
+    )
+    level_weights: Literal["uniform"] | Positive | list[Annotated[float, Field(ge=0)]] = Field(
+        "uniform", description="weights of the code levels: uniform, a decay factor, or one number per level"
+    )
+    text_weight: float = Field(1.0, ge=0, description="weight of the text channel")
+    entropy_coef: float = Field(0.0, ge=0, description="weight of an entropy bonus")
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> AlgorithmConfig:
+        sequences = self.prompts_per_step * self.num_generations
+        if sequences % self.minibatches:
+            fits = [n for n in range(1, sequences + 1) if sequences % n == 0]
+            nearest = sorted(fits, key=lambda n: abs(n - self.minibatches))[:2]
+            raise ValueError(
+                f"prompts_per_step {self.prompts_per_step} × num_generations {self.num_generations} = {sequences} "
+                f"sequences do not divide into minibatches {self.minibatches} "
+                f"({sequences} / {self.minibatches} = {sequences / self.minibatches:.4g}); "
+                f"nearest that fit: {', '.join(map(str, sorted(nearest)))}"
+            )
+        return self
+
+    @property
+    def sequences(self) -> int:
+        """Samples of one step."""
+        return self.prompts_per_step * self.num_generations
+
+    @property
+    def minibatch_size(self) -> int:
+        """Sequences of one optimizer update."""
+        return self.sequences // self.minibatches
+
+
+class FiltersConfig(Section):
+    entropy_k: float | None = Field(
+        None, gt=0, description="drop sequences with mean entropy above minibatch mean + k·std; null: off"
+    )
+    mismatch_tau: float | None = Field(
+        None, gt=0, le=1, description="drop sequences with any |p_sampler - p_actor| above; null: off"
+    )
+    mismatch_thresholds: list[Share] = Field(
+        [0.01, 0.1, 0.5], description="log the share of sequences above each, whatever mismatch_tau is"
+    )
+
+
+class CorrectionConfig(Section):
+    mode: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        "none", description="importance sampling between sampler and actor"
+    )
+    clip_max: float = Field(3.0, gt=0, description="largest ratio")
+    clip_min: float | None = Field(None, ge=0, description="smallest ratio; null: none")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CorrectionConfig:
+        if self.clip_min is not None and self.clip_min >= self.clip_max:
+            raise ValueError(f"clip_min {self.clip_min} must be below clip_max {self.clip_max}")
+        return self
+
+
+class OptimConfig(Section):
+    learning_rate: float = Field(1e-5, gt=0, description="after warm-up")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="of matrices; norms and biases are never decayed")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    warmup_steps: int = Field(0, ge=0, description="optimizer updates until the full learning rate")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after warm-up"
+    )
+    micro_batch_size: int = Field(
+        16, ge=1, description="sequences per forward and backward pass; bounds memory only"
+    )
+
+
+class RewardConfig(Section):
+    use: str = Field(
+        min_length=1, description="built-in name, entry point of dina.rewards, or package.module:attr"
+    )
+    name: str = Field("", description="what metrics call it; by default the last part of `use`")
+    weight: float = Field(1.0, description="factor in the sum; 0 logs the reward and never trains on it")
+    required: bool = Field(False, description="a failed score stops the run")
+    on_error: Literal["exclude", "raise"] = Field(
+        "exclude", description="leave a sample with a failed score out of training, or stop the run"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds for scoring one batch")
+    tasks: list[Literal["t2i", "vqa"]] | None = Field(None, description="apply to these tasks only")
+    kwargs: dict[str, Any] = Field({}, description="arguments of the reward")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.use.rsplit(":", 1)[-1]
+
+    @field_validator("use")
+    @classmethod
+    def _known(cls, use: str) -> str:
+        known = available_rewards()
+        if ":" not in use and use not in known:
+            raise ValueError(
+                f"there is no reward {use!r}; {advice(use, known)} Your own is package.module:attr"
+            )
+        return use
+
+
+class TrainConfig(Section):
+    """Everything a run is decided by."""
+
+    run: RunConfig = Field(default_factory=RunConfig, description="length, output, machine")
+    model: ModelConfig = Field(description="what to train")
+    data: DataConfig = Field(description="prompts")
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="how samples are drawn")
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig, description="the policy update")
+    filters: FiltersConfig = Field(
+        default_factory=FiltersConfig, description="sequences left out of the update"
+    )
+    correction: CorrectionConfig = Field(
+        default_factory=CorrectionConfig, description="sampler against actor"
+    )
+    optim: OptimConfig = Field(default_factory=OptimConfig, description="the optimizer")
+    rewards: list[RewardConfig] = Field(min_length=1, description="what is good")
+    guards: bool = Field(True, description="log statistics against reward hacking")
+
+    @field_validator("rewards")
+    @classmethod
+    def _distinct_names(cls, rewards: list[RewardConfig]) -> list[RewardConfig]:
+        labels = [reward.label for reward in rewards]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"two rewards are called {label!r}; give each a `name` of its own")
+        if not any(reward.weight for reward in rewards):
+            raise ValueError("every weight is 0: nothing would be trained on")
+        return rewards
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        size, k = self.algorithm.minibatch_size, self.filters.entropy_k
+        if k is not None and k >= math.sqrt(size - 1):
+            raise ValueError(
+                f"filters.entropy_k {k} never drops anything: among the {size} sequences of a minibatch none can be "
+                f"more than √({size} - 1) = {math.sqrt(size - 1):.4g} standard deviations above the mean; "
+                f"lower entropy_k, or use fewer algorithm.minibatches (now {self.algorithm.minibatches})"
+            )
+        updates = self.run.max_steps * self.algorithm.num_iterations * self.algorithm.minibatches
+        if self.optim.warmup_steps > updates:
+            raise ValueError(
+                f"optim.warmup_steps {self.optim.warmup_steps} is more than the run's {updates} updates (run.max_steps "
+                f"{self.run.max_steps} × num_iterations {self.algorithm.num_iterations} × minibatches "
+                f"{self.algorithm.minibatches})"
+            )
+        if self.data.eval_steps and not self.data.eval:
+            raise ValueError(f"data.eval_steps is {self.data.eval_steps}, but data.eval names no prompts")
+        return self
+
+
+def arithmetic(config: TrainConfig) -> list[tuple[str, str]]:
+    """What the numbers of a recipe come to, as (quantity, calculation) rows for ``--dry-run``."""
+    algorithm, steps = config.algorithm, config.run.max_steps
+    sequences, size, micro = algorithm.sequences, algorithm.minibatch_size, config.optim.micro_batch_size
+    updates = algorithm.num_iterations * algorithm.minibatches
+    passes = math.ceil(sequences / config.rollout.batch_size)
+    return [
+        (
+            "sequences per step",
+            f"{algorithm.prompts_per_step} prompts × {algorithm.num_generations} generations = {sequences}",
+        ),
+        ("rollout batches per step", f"{sequences} sequences / {config.rollout.batch_size} = {passes}"),
+        ("minibatch", f"{sequences} sequences / {algorithm.minibatches} minibatches = {size} sequences"),
+        (
+            "updates per step",
+            f"{algorithm.num_iterations} iterations × {algorithm.minibatches} minibatches = {updates}",
+        ),
+        ("micro-batches per update", f"{size} sequences / {micro} = {math.ceil(size / micro)}"),
+        ("updates in all", f"{steps} steps × {updates} = {steps * updates}"),
+        ("sequences in all", f"{steps} steps × {sequences} = {steps * sequences}"),
+    ]
