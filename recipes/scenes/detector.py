@@ -108,10 +108,10 @@ class ShapeDetector:
 
     def __init__(
         self,
-        min_match: float = 0.75,
+        min_match: float = 0.78,
         min_area: int = 12,
         min_contrast: float = 22.0,
-        max_stroke: float = 2.4,
+        max_stroke: float = 3.3,
     ) -> None:
         self.min_match = min_match
         self.min_area = min_area
@@ -176,7 +176,7 @@ class ShapeDetector:
         core = self._core(contrast, solid)
         nearest = self._nearest(lab)
         votes = np.bincount(nearest[core], minlength=len(self._names))
-        if votes.max() >= 0.8 * votes.sum():
+        if votes.max() >= 0.88 * votes.sum():
             yield solid
             return
         for color in np.flatnonzero(votes):
@@ -235,7 +235,7 @@ class ShapeDetector:
         """Thin, dark, and no taller than a letter: see ``max_stroke``."""
         if blob.color != "black":
             return False
-        ink = np.pad(blob.alpha > 0.5, 1)
+        ink = np.pad(blob.alpha > 0.65, 1)
         ys = np.flatnonzero(ink.any(axis=1))
         depth = cv2.distanceTransform(ink.astype(np.uint8), cv2.DIST_L2, 3)
         return bool(len(ys) and np.ptp(ys) < LETTER_HEIGHT + 2 and depth.max() <= self.max_stroke)
