@@ -89,7 +89,7 @@ class SceneScore:
             "color": self.color,
             "position": self.position,
             "precision": self.precision,
-            "excess": float(self.excess),
+            "excess_objects": float(self.excess),
             "strict": self.strict,
         }
 
@@ -282,7 +282,7 @@ class ObjectsReward:
         detector_kwargs: passed to the detector if it is a class.
 
     Columns: ``include``, ``exclude``. ``None`` for a row without ``include`` or without a drawn picture.
-    Parts: ``count``, ``color``, ``position``, ``precision``, ``excess``, ``strict``.
+    Parts: ``count``, ``color``, ``position``, ``precision``, ``excess_objects``, ``strict``.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class TextScore:
             "similarity": self.similarity,
             "matched": self.matched,
             "in_order": self.in_order,
-            "excess": self.excess,
+            "excess_text": self.excess,
         }
 
 
@@ -96,8 +96,8 @@ class OCRReward:
         min_confidence: lines that the engine is less sure of are not read.
 
     Columns: ``text`` (list of strings); without it, the quoted words of the prompt. ``None`` where nothing is
-    asked for. Parts: ``similarity``, ``matched``, ``in_order``, ``excess``. The engine is RapidOCR with the models
-    of its wheel (Latin scripts, Chinese, Japanese), on one thread; it needs no network.
+    asked for. Parts: ``similarity``, ``matched``, ``in_order``, ``excess_text``. The engine is RapidOCR with
+    the models of its wheel (Latin scripts, Chinese, Japanese), on one thread; it needs no network.
     """
 
     def __init__(

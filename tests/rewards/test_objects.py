@@ -155,7 +155,14 @@ def test_reason_tells_what_is_wrong():
 
 def test_parts_are_none_where_nothing_asks_for_them():
     parts = score_scene([*row(1), thing("dog")], [STAR]).parts
-    assert parts == {"count": 1, "color": None, "position": None, "precision": 0.5, "excess": 1, "strict": 0}
+    assert parts == {
+        "count": 1,
+        "color": None,
+        "position": None,
+        "precision": 0.5,
+        "excess_objects": 1,
+        "strict": 0,
+    }
 
 
 @pytest.mark.parametrize(

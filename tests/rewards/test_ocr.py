@@ -50,10 +50,12 @@ def test_score_follows_what_the_picture_says(suite: RewardSuite):
     assert blank == 0.0
     assert wrong == pytest.approx(0.0)
     parts = result.parts["ocr"]
-    assert parts[2]["similarity"] == 1.0 and parts[2]["excess"] == pytest.approx(1 / 2)
+    assert parts[2]["similarity"] == 1.0 and parts[2]["excess_text"] == pytest.approx(1 / 2)
     assert parts[3]["reason"] == "read nothing, wanted 'CAT'"
     assert parts[1]["reason"] == "read 'CAR', wanted 'CAT'"
-    assert result.metrics()["rewards/ocr/excess"] == pytest.approx(sum(p["excess"] for p in parts) / 5)
+    assert result.metrics()["rewards/ocr/excess_text"] == pytest.approx(
+        sum(p["excess_text"] for p in parts) / 5
+    )
 
 
 def test_targets_come_from_the_column_or_the_quotes(suite: RewardSuite):
