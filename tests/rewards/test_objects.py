@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dina.rewards.objects import Detection, ObjectsReward, relations, score_scene
+from dina.rewards.geneval import relations, score_scene
+from dina.rewards.objects import Detection, ObjectsReward
 
 GENEVAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "geneval" / "evaluation_metadata.jsonl"
 

@@ -100,7 +100,7 @@ class Counting:
     def __call__(self, prompts, **kwargs):
         self.calls += 1
         if self.calls in self.hang_in:
-            time.sleep(0.6)
+            time.sleep(1.2)
         return [self.scale * self.calls] * len(prompts)
 
     def close(self):
@@ -141,18 +141,18 @@ def test_weight_zero_is_logged_and_never_trained_on():
 
 
 FAULTS = [
-    ("raises", "no such file: weights.bin"),
-    ("exits", "SystemExit: 3"),
-    ("hangs", "timed out after 0.2 s"),
-    ("hangs_async", "timed out after 0.2 s"),
-    ("one_short", "returned 3 scores for 4 samples"),
-    ("one_number", "returned float, wanted a list of 4 numbers"),
+    ("raises", 10, "no such file: weights.bin"),
+    ("exits", 10, "SystemExit: 3"),
+    ("hangs", 0.2, "timed out after 0.2 s"),
+    ("hangs_async", 0.2, "timed out after 0.2 s"),
+    ("one_short", 10, "returned 3 scores for 4 samples"),
+    ("one_number", 10, "returned float, wanted a list of 4 numbers"),
 ]
 
 
-@pytest.mark.parametrize("use, reason", FAULTS)
-def test_a_fault_fails_every_sample_and_is_never_zero(use: str, reason: str):
-    result = score(use, marks(4), timeout=0.2)
+@pytest.mark.parametrize("use, timeout, reason", FAULTS)
+def test_a_fault_fails_every_sample_and_is_never_zero(use: str, timeout: float, reason: str):
+    result = score(use, marks(4), timeout=timeout)
     assert result.total == [None] * 4
     assert result.per_reward[use] == [None] * 4
     assert [failure.sample_index for failure in result.failures] == [0, 1, 2, 3]
@@ -162,11 +162,11 @@ def test_a_fault_fails_every_sample_and_is_never_zero(use: str, reason: str):
     assert f"rewards/{use}/mean" not in metrics
 
 
-@pytest.mark.parametrize("use, reason", FAULTS)
+@pytest.mark.parametrize("use, timeout, reason", FAULTS)
 @pytest.mark.parametrize("policy", [{"required": True}, {"on_error": "raise"}])
-def test_a_fault_of_a_required_reward_stops_the_run(use: str, reason: str, policy: dict):
+def test_a_fault_of_a_required_reward_stops_the_run(use: str, timeout: float, reason: str, policy: dict):
     with pytest.raises(DinaError) as error:
-        score(use, marks(4), timeout=0.2, **policy)
+        score(use, marks(4), timeout=timeout, **policy)
     assert use in str(error.value)
     assert "sample 0 (prompt p0)" in str(error.value)
     assert reason in str(error.value)
@@ -204,15 +204,17 @@ def test_rewards_wait_for_each_other_at_the_same_time():
         marks(1)
     )
     assert result.total == [4.0]
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 3.0
 
 
 def test_a_hung_reward_is_left_behind_and_set_up_anew():
-    rewards = suite("Counting", timeout=0.3, kwargs={"hang_in": (2,)})
+    rewards = suite("Counting", timeout=0.6, kwargs={"hang_in": (2,)})
     before = threading.active_count()
     assert [rewards.score(marks(1)).total for _ in range(3)] == [[1.0], [None], [1.0]]
     rewards.close()
-    time.sleep(0.7)
+    deadline = time.monotonic() + 5
+    while threading.active_count() >= before and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert threading.active_count() < before
 
 
@@ -227,7 +229,7 @@ def test_three_time_outs_in_a_row_stop_the_run():
 def test_retries_of_a_raising_batch_are_bounded_in_time():
     start = time.monotonic()
     result = score("slow_and_raising", marks(20), timeout=0.3)
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 1.5
     assert len(result.failures) == 20
     assert result.total == [None] * 20
     assert "not retried" in result.failures[-1].reason

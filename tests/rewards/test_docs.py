@@ -1,0 +1,34 @@
+"""The example of docs/rewards.md does what the page says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dina.rewards.protocol import RewardSpec
+from dina.rewards.registry import BUILTIN
+from dina.rewards.suite import RewardSuite
+from tests.rewards.samples import answer, picture
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+
+
+def test_the_ten_line_reward_works_as_printed(tmp_path, monkeypatch):
+    [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    (tmp_path / "my_rewards.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    rewards = RewardSuite([RewardSpec("my_rewards:bright")])
+    white, black = np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8)
+    result = rewards.score([picture(white), picture(black), answer("3")])
+    rewards.close()
+    assert result.total == [pytest.approx(1.0), 0.0, None]
+    assert result.metrics()["rewards/bright/contrast"] == 0.0
+    assert result.failures == []
+
+
+def test_the_catalogue_names_every_builtin_reward():
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(BUILTIN)
