@@ -1,0 +1,227 @@
+"""The splits: which concepts and prompts belong to train, dev, test and novel, and the rows of the prompt files.
+
+* Reinforcement learning trains on ``train``. ``dev`` guides choices, ``test`` guides none.
+* SFT sees every concept of train, dev and test in other words, and never a prompt of dev or test.
+* The concepts of dev and test (see ``Concept.key``) are not among those of train; single objects have too few
+  concepts for that, there only the prompts differ.
+* ``novel`` names combinations and words that no training picture shows.
+* The pictures of the dev and test questions are in no training data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from dina.recipes.scenes.captions import DETAILED, DRAWING_TAGS, Concept, concepts, text_concepts
+from dina.recipes.scenes.concepts import COMBOS, NOVEL_COMBOS, NOVEL_WORDS, SEED, SEEN_COMBOS, WORDS
+from dina.recipes.scenes.questions import ANSWERS, KINDS, Question
+from dina.recipes.scenes.world import Scene, sample_canvas, scene_to_json
+
+Row = dict[str, Any]
+
+PER_TAG = {"train": 320, "dev": 28, "test": 64, "novel": 24}
+"""Prompts per tag and split; ``test`` holds 64 in each of seven tags."""
+PER_KIND = {"train": 200, "dev": 20, "test": 70}
+"""Questions per kind and split."""
+_SHARES = {"dev": 0.13, "test": 0.27}
+
+
+def _rng(*path: str) -> np.random.Generator:
+    """A generator for one named purpose, so that adding another changes nothing here."""
+    return np.random.default_rng([SEED, *(byte for part in path for byte in part.encode())])
+
+
+def _parts(key: Any) -> Iterator[str]:
+    """The words and numbers that a key is made of."""
+    if isinstance(key, tuple):
+        for item in key:
+            yield from _parts(item)
+    else:
+        yield str(key)
+
+
+def _stratum(tag: str, key: Any) -> Any:
+    """What every split must hold in the same proportion: numbers with and without a colour, and the axes."""
+    if tag == "counting":
+        count, _, color = key
+        return count, color is None
+    return key[0] if tag == "position" else None
+
+
+@cache
+def seen_concepts(tag: str) -> tuple[Concept, ...]:
+    """Every concept of a tag that training pictures may show."""
+    return text_concepts(WORDS) if tag == "text_rendering" else concepts(tag, SEEN_COMBOS)
+
+
+@cache
+def novel_concepts(tag: str) -> tuple[Concept, ...]:
+    """Every concept of a tag that names a combination (or word) that no training picture shows."""
+    if tag == "text_rendering":
+        return text_concepts(NOVEL_WORDS)
+    return tuple(c for c in concepts(tag, COMBOS) if any(combo in NOVEL_COMBOS for combo in c.named))
+
+
+@cache
+def split_keys(tag: str) -> dict[str, frozenset[Any]]:
+    """The concept keys of train, dev and test: disjoint, and train holds every word that the keys use."""
+    keys = sorted({c.key for c in seen_concepts(tag)}, key=repr)
+    if len(keys) == 1:
+        return dict.fromkeys(("train", "dev", "test"), frozenset(keys))
+    strata = sorted({_stratum(tag, key) for key in keys}, key=repr)
+    words = set(_parts(tuple(keys))) if tag != "text_rendering" else set()
+    rng = _rng("keys", tag)
+    while True:
+        parts: dict[str, list[Any]] = {"train": [], "dev": [], "test": []}
+        for stratum in strata:
+            group = [key for key in keys if _stratum(tag, key) == stratum]
+            order = [group[i] for i in rng.permutation(len(group))]
+            n_dev, n_test = (round(share * len(group)) for share in _SHARES.values())
+            parts["dev"] += order[:n_dev]
+            parts["test"] += order[n_dev : n_dev + n_test]
+            parts["train"] += order[n_dev + n_test :]
+        if words <= set(_parts(tuple(parts["train"]))):
+            return {split: frozenset(part) for split, part in parts.items()}
+
+
+def split_concepts(tag: str, split: str) -> tuple[Concept, ...]:
+    """The concepts of a tag in ``train``, ``dev``, ``test`` or ``novel``."""
+    if split == "novel":
+        return novel_concepts(tag)
+    return tuple(c for c in seen_concepts(tag) if c.key in split_keys(tag)[split])
+
+
+def _in_turn(concepts: Sequence[Concept], rng: np.random.Generator) -> Iterator[Concept]:
+    """All concepts in random order, again and again."""
+    while concepts:
+        for i in rng.permutation(len(concepts)):
+            yield concepts[i]
+
+
+def _draws(tag: str, concepts: Sequence[Concept], rng: np.random.Generator) -> Iterator[Concept]:
+    """Concepts without end: plain and detailed ones in the ratio of ``DETAILED``, each kind in turn."""
+    plain = [c for c in concepts if not c.detailed]
+    detailed = [c for c in concepts if c.detailed]
+    turns = {False: _in_turn(plain, rng), True: _in_turn(detailed, rng)}
+    share = DETAILED.get(tag, 0.0) if plain else 1.0
+    while True:
+        yield next(turns[bool(rng.random() < share)])
+
+
+@cache
+def _captions(tag: str) -> dict[str, tuple[tuple[Concept, str], ...]]:
+    """Distinct captions of a tag per split; no two splits share one."""
+    taken: set[str] = set()
+    out: dict[str, tuple[tuple[Concept, str], ...]] = {}
+    for split in ("test", "dev", "novel", "train"):
+        rng = _rng("captions", tag, split)
+        chosen: dict[str, Concept] = {}
+        for concept in _draws(tag, split_concepts(tag, split), rng):
+            caption = concept.wording(rng)
+            if caption not in taken:
+                chosen[caption] = concept
+                taken.add(caption)
+            if len(chosen) == PER_TAG[split]:
+                break
+        out[split] = tuple((concept, caption) for caption, concept in chosen.items())
+    return out
+
+
+@cache
+def held_out_captions() -> frozenset[str]:
+    """The prompts of dev, test and novel, which no training data may hold."""
+    return frozenset(
+        caption
+        for tag in DRAWING_TAGS
+        for split in ("dev", "test", "novel")
+        for _, caption in _captions(tag)[split]
+    )
+
+
+def prompt_rows(split: str) -> list[Row]:
+    """The drawing prompts of ``train``, ``dev``, ``test`` or ``novel`` as rows of a prompt file."""
+    rows: list[Row] = []
+    rng = _rng("canvas", split)
+    for tag in DRAWING_TAGS:
+        for i, (concept, caption) in enumerate(_captions(tag)[split]):
+            width, height = sample_canvas(rng)
+            grid = list(Scene(width=width, height=height).grid)
+            head = {"id": f"{split}-{tag}-{i:03d}", "task": "t2i", "tag": tag, "prompt": caption}
+            rows.append(head | concept.checks | {"grid": grid})
+    return rows
+
+
+def scene_key(scene: Scene) -> str:
+    """Equal for equal pictures."""
+    objects = tuple(sorted(scene.objects, key=repr))
+    return json.dumps(scene_to_json(Scene(objects, scene.text, scene.width, scene.height, scene.text_at)))
+
+
+@cache
+def _questions() -> dict[str, tuple[Question, ...]]:
+    """Questions per split, each about a picture of its own, the answers of a kind equally often."""
+    taken: set[str] = set()
+    out: dict[str, tuple[Question, ...]] = {}
+    for split in ("test", "dev", "train"):
+        chosen: list[Question] = []
+        for kind, ask in KINDS.items():
+            rng = _rng("questions", kind, split)
+            left = {answer: ceil(share * PER_KIND[split]) for answer, share in ANSWERS[kind].items()}
+            mine: dict[str, Question] = {}
+            while len(mine) < PER_KIND[split]:
+                question = ask(rng)
+                key = scene_key(question.scene)
+                if left[question.answer] and key not in taken and key not in mine:
+                    mine[key] = question
+                    left[question.answer] -= 1
+            chosen += mine.values()
+            taken |= mine.keys()
+        out[split] = tuple(chosen)
+    return out
+
+
+@cache
+def held_out_scenes() -> frozenset[str]:
+    """Keys of the pictures of the dev and test questions, which no training data may hold."""
+    return frozenset(scene_key(q.scene) for split in ("dev", "test") for q in _questions()[split])
+
+
+def question_rows(split: str) -> list[Row]:
+    """The questions of ``train``, ``dev`` or ``test`` as rows of a prompt file, with scenes to render."""
+    return [
+        {
+            "id": f"{split}-vqa-{i:04d}",
+            "task": "vqa",
+            "tag": "vqa",
+            "kind": q.kind,
+            "prompt": q.prompt,
+            "answer": q.answer,
+            "scene": scene_to_json(q.scene),
+            "grid": list(q.scene.grid),
+        }
+        for i, q in enumerate(_questions()[split])
+    ]
+
+
+def training_caption(tag: str, rng: np.random.Generator) -> tuple[Concept, str]:
+    """A caption for SFT: any seen concept, in words that no held-out prompt uses."""
+    pool = _training_pool(tag)
+    detailed = bool(pool[True]) and (not pool[False] or rng.random() < DETAILED.get(tag, 0.0))
+    options = pool[detailed]
+    while True:
+        concept = options[int(rng.integers(len(options)))]
+        caption = concept.wording(rng)
+        if caption not in held_out_captions():
+            return concept, caption
+
+
+@cache
+def _training_pool(tag: str) -> dict[bool, tuple[Concept, ...]]:
+    concepts = seen_concepts(tag)
+    return {flag: tuple(c for c in concepts if c.detailed == flag) for flag in (False, True)}
