@@ -74,24 +74,31 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+class DecoderStack(nn.Module):
+    def __init__(self, config: DinaPixelDecoderConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, angles: Tensor, lengths: Sequence[int]) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, angles, lengths)
+        return x
+
+
 class PixelDecoder(nn.Module):
     """Code vectors of several pictures in one packed sequence to their pixels."""
 
     def __init__(self, config: DinaVisionConfig) -> None:
         super().__init__()
         self.vision = config
-        decoder = config.visual_decoder_config
-        assert isinstance(decoder, DinaPixelDecoderConfig)
-        assert config.vq_config is not None
+        decoder = config.decoder
         self.config = decoder
         width, eps = decoder.hidden_size, decoder.layer_norm_eps
-        self.post_quant_conv = nn.Linear(config.vq_config.codebook_dim, width)
+        self.post_quant_conv = nn.Linear(config.quantizer.codebook_dim, width)
         self.post_quant_norm = nn.RMSNorm(width, eps=eps)
         self.patch_unmerger = PatchUnmerger(width, config.spatial_merge_size, config.rms_norm_eps)
         self.norm_in = nn.RMSNorm(width, eps=eps)
-        self.encoder = nn.ModuleDict(
-            {"layers": nn.ModuleList(DecoderLayer(decoder) for _ in range(decoder.num_hidden_layers))}
-        )
+        self.encoder = DecoderStack(decoder)
         self.norm_out = nn.RMSNorm(width, eps=eps)
         self.decoder_head = nn.Sequential(
             nn.Linear(width, decoder.intermediate_size),
@@ -116,9 +123,7 @@ class PixelDecoder(nn.Module):
         lengths = [rows * columns * merge**2 for rows, columns in grids]
         x = self.post_quant_norm(self.post_quant_conv(vectors.to(self.post_quant_conv.weight.dtype)))
         x = self.norm_in(self.patch_unmerger(x))
-        for layer in self.encoder["layers"]:
-            x = layer(x, angles, lengths)
-        return self.decoder_head(self.norm_out(x))
+        return self.decoder_head(self.norm_out(self.encoder(x, angles, lengths)))
 
     def fold(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         """Patches to pictures ``[3, H, W]``, still normalised."""

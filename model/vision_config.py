@@ -42,6 +42,11 @@ class DinaQuantizerConfig(PreTrainedConfig):
         if not self.quant_conv and self.in_channels != self.codebook_dim:
             raise ValueError("without quant_conv, in_channels must equal codebook_dim")
 
+    @property
+    def sizes(self) -> list[int]:
+        """Codebook size of every level."""
+        return list(self.codebook_sizes or ())
+
 
 @strict
 class DinaPixelDecoderConfig(PreTrainedConfig):
@@ -114,9 +119,9 @@ class DinaVisionConfig(PreTrainedConfig):
         if not isinstance(self.visual_decoder_config, DinaPixelDecoderConfig):
             self.visual_decoder_config = DinaPixelDecoderConfig(**_fields(self.visual_decoder_config))
         super().__post_init__(**kwargs)
-        if self.vq_config.in_channels != self.out_hidden_size:
+        if self.quantizer.in_channels != self.out_hidden_size:
             raise ValueError(
-                f"vq_config.in_channels {self.vq_config.in_channels} must equal out_hidden_size "
+                f"vq_config.in_channels {self.quantizer.in_channels} must equal out_hidden_size "
                 f"{self.out_hidden_size}"
             )
         if self.hidden_size % (4 * self.num_heads):
@@ -125,6 +130,16 @@ class DinaVisionConfig(PreTrainedConfig):
             raise ValueError(
                 f"window_size {self.window_size} must be a multiple of the {self.pixels_per_token} pixels of a token"
             )
+
+    @property
+    def quantizer(self) -> DinaQuantizerConfig:
+        assert isinstance(self.vq_config, DinaQuantizerConfig)
+        return self.vq_config
+
+    @property
+    def decoder(self) -> DinaPixelDecoderConfig:
+        assert isinstance(self.visual_decoder_config, DinaPixelDecoderConfig)
+        return self.visual_decoder_config
 
     @property
     def pixels_per_token(self) -> int:

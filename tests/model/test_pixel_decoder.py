@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from dina.model.pixel_decoder import PixelDecoder
 from dina.model.quantizer import ResidualQuantizer
 from dina.model.vision_config import DinaVisionConfig
-
 from tests.golden import load_golden, relative_error, weights_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

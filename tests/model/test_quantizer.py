@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import torch
+
 from dina.model.quantizer import EmaCodebook, ResidualQuantizer, VisualQuantizer
 from dina.model.vision_config import DinaQuantizerConfig
-
 from tests.golden import load_golden, relative_error, weights_of
 
 

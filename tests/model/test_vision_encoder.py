@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from dina.errors import DinaError
 from dina.model.packing import packed_attention, patch_positions, patchify, unpatchify, window_order
 from dina.model.vision_config import DinaVisionConfig
 from dina.model.vision_encoder import VisualBridge, build_encoder, register_encoder
 from dina.model.visual_tokenizer import DinaVisualTokenizer
-from torch import nn
-
 from tests.golden import load_golden, relative_error, weights_of
 
 
