@@ -62,6 +62,12 @@ class DataConfig(Section):
     renderer: str | None = Field(
         None, pattern=r"^[\w.]+:[\w.]+$", description="module:attr that draws the `scene` of a row"
     )
+    grid: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="[rows, columns] in visual tokens of prompts that give none",
+    )
     eval: str | list[str] | None = Field(None, description="prompts to evaluate on during the run")
     eval_steps: int = Field(0, ge=0, description="evaluate every n steps; 0: never")
     max_prompt_length: int | None = Field(

@@ -122,9 +122,8 @@ class _Recipe:
         try:
             value = yaml.load(value_text, Loader=_Loader)
         except yaml.YAMLError as error:
-            raise DinaError(
-                f"command line: the value of {text!r} is not valid YAML ({error.problem})"
-            ) from None  # type: ignore[attr-defined]
+            reason = getattr(error, "problem", error)
+            raise DinaError(f"command line: the value of {text!r} is not valid YAML ({reason})") from None
         path = self._set(dotted.strip().split("."), value, text)
         self._replace_origins(path, {path: f"command line ({text})"})
 

@@ -1,0 +1,239 @@
+"""Prompts of a run: read from files, and put in an order that resuming can take up again."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dina.errors import DinaError, advice
+from dina.rewards.registry import load_object
+from dina.rl.prompt_files import Row, read_rows
+from dina.rl.recipe_errors import explain
+from dina.rollout.protocol import Prompt, derive_seed
+
+Renderer = Callable[[dict[str, Any]], np.ndarray]
+
+
+class _Object(BaseModel):
+    """One clause of GenEval's metadata: what has to be there (``include``) or must not be (``exclude``)."""
+
+    model_config = ConfigDict(strict=True)
+    class_: str = Field(alias="class", min_length=1)
+    count: int = Field(1, ge=1)
+    color: str | None = None
+    position: list[Any] | None = None
+
+    @field_validator("position")
+    @classmethod
+    def _relation(cls, position: list[Any] | None) -> list[Any] | None:
+        if position is not None and [type(part) for part in position] != [str, int]:
+            raise ValueError(
+                f'must be a relation and the number of another object, ["left of", 0], not {position}'
+            )
+        return position
+
+
+class _Row(BaseModel):
+    """The columns that mean something to ``dina``; others are handed to the rewards."""
+
+    model_config = ConfigDict(strict=True)
+    prompt: str = Field(min_length=1)
+    id: str | None = Field(None, min_length=1)
+    task: Literal["t2i", "vqa"] = "t2i"
+    tag: str | None = None
+    include: list[_Object] | None = None
+    exclude: list[_Object] | None = None
+    grid: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
+    text: list[str] | None = None
+    answer: str | list[str] | None = None
+    image: Any = None
+    scene: dict[str, Any] | None = None
+
+
+_OWN_FIELDS = {"id", "task", "prompt", "grid", "image"}
+
+
+def load_prompts(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    renderer: str | Renderer | None = None,
+    tags: Sequence[str] | None = None,
+    grid: tuple[int, int] | Sequence[int] | None = None,
+) -> list[Prompt]:
+    """Reads prompt files into prompts, in their order.
+
+    A row needs ``prompt``. ``task`` is ``t2i`` unless said otherwise, ``id`` is made of the file's name and
+    the row's number. A ``vqa`` row needs its picture: ``image`` (a path relative to the file) or ``scene``.
+
+    Args:
+        paths: JSONL or Parquet files, or folders of pictures with ``metadata.jsonl``.
+        renderer: draws the ``scene`` of a ``vqa`` row as ``[H, W, 3]`` uint8; ``module:attr`` or a callable.
+        tags: keep rows with these tags only.
+        grid: (rows, columns) of pictures to draw where a row says nothing.
+
+    Raises:
+        DinaError: a wrong row (named by file, line and key), an id that occurs twice, an empty file, or a tag
+            that no row has.
+    """
+    draw = load_object(renderer, what=f"renderer {renderer!r}") if isinstance(renderer, str) else renderer
+    prompts: list[Prompt] = []
+    places: dict[str, str] = {}
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        for number, (place, row) in enumerate(read_rows(Path(path)), start=1):
+            prompt = _to_prompt(row, place, Path(path), number, draw, grid)
+            if prompt.id in places:
+                raise DinaError(
+                    f"{place}: id {prompt.id!r} is already that of {places[prompt.id]}; ids are unique"
+                )
+            places[prompt.id] = place
+            prompts.append(prompt)
+    if tags is None:
+        return prompts
+    known = {prompt.tag for prompt in prompts}
+    for tag in tags:
+        if tag not in known:
+            raise DinaError(f"No prompt of {paths} has the tag {tag!r}; {advice(tag, known)}")
+    return [prompt for prompt in prompts if prompt.tag in tags]
+
+
+def check_prompt_lengths(prompts: Sequence[Prompt], length: Callable[[Prompt], int], limit: int) -> None:
+    """Refuses prompts longer than ``limit`` tokens before a run starts, naming the first and how many there are.
+
+    Raises:
+        DinaError: at least one is too long.
+    """
+    long = [(prompt, n) for prompt in prompts if (n := length(prompt)) > limit]
+    if long:
+        prompt, n = long[0]
+        raise DinaError(
+            f"Prompt {prompt.id!r} has {n} tokens, and at most {limit} fit"
+            + (f" (so it is with {len(long)} prompts)" if len(long) > 1 else "")
+            + ". Shorten it, or raise data.max_prompt_length as far as the model's context allows."
+        )
+
+
+def _to_prompt(
+    row: Row, place: str, path: Path, number: int, draw: Renderer | None, grid: Sequence[int] | None
+) -> Prompt:
+    _refuse_misspelt(row, _Row, place)
+    for clause in [*_clauses(row, "include"), *_clauses(row, "exclude")]:
+        _refuse_misspelt(clause, _Object, place)
+    try:
+        checked = _Row.model_validate(row)
+    except ValidationError as error:
+        raise DinaError("\n".join(explain(error, _Row, row, lambda _: None, place))) from None
+    own_grid = checked.grid or grid
+    if checked.task == "t2i" and own_grid is None:
+        raise DinaError(
+            f'{place}: grid is required and not set, such as "grid": [8, 8]; or set data.grid for all'
+        )
+    return Prompt(
+        id=checked.id or f"{path.stem}-{number}",
+        text=checked.prompt,
+        task=checked.task,
+        grid=(own_grid[0], own_grid[1]) if own_grid else None,
+        image=_picture(checked, place, path, draw) if checked.task == "vqa" else None,
+        columns={key: value for key, value in row.items() if key not in _OWN_FIELDS},
+    )
+
+
+def _clauses(row: Row, key: str) -> list[Row]:
+    clauses = row.get(key)
+    return [clause for clause in clauses if isinstance(clause, dict)] if isinstance(clauses, list) else []
+
+
+def _refuse_misspelt(row: Row, model: type[BaseModel], place: str) -> None:
+    """Other columns are welcome, but not one that looks like a known one which the row lacks."""
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    for key in row:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8) if key not in known else []
+        if near and near[0] not in row:
+            raise DinaError(f"{place}: {key}: unknown key; did you mean {near[0]!r}?")
+
+
+def _picture(row: _Row, place: str, path: Path, draw: Renderer | None) -> np.ndarray:
+    if row.image is not None:
+        return _load_picture(row.image, place, path)
+    if row.scene is None:
+        raise DinaError(f"{place}: a vqa row needs the picture it asks about, as `image` (a path) or `scene`")
+    if draw is None:
+        raise DinaError(
+            f"{place}: the picture is given as a scene, so data.renderer (module:attr) must draw it"
+        )
+    try:
+        return draw(row.scene)
+    except Exception as error:
+        raise DinaError(f"{place}: scene: cannot be drawn: {error}") from error
+
+
+def _load_picture(image: Any, place: str, path: Path) -> np.ndarray:
+    if isinstance(image, str):
+        file = (path.parent if path.is_file() else path) / image
+        try:
+            image = Image.open(file)
+            image.load()
+        except (OSError, ValueError) as error:
+            raise DinaError(f"{place}: image: {file} cannot be read: {error}") from None
+    if not isinstance(image, Image.Image):
+        raise DinaError(f"{place}: image: must be a path or a picture, not {type(image).__name__}")
+    return np.asarray(image.convert("RGB"))
+
+
+class PromptOrder:
+    """The endless order in which a run takes its prompts. It depends on the seed and the prompts' ids alone.
+
+    Args:
+        sampling: ``shuffle`` takes every prompt once per epoch, each epoch in another order; ``balanced`` takes
+            the tags in turn, and within a tag every prompt once before any twice.
+
+    Raises:
+        DinaError: there are no prompts.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], seed: int, sampling: Literal["shuffle", "balanced"] = "shuffle"
+    ) -> None:
+        if not prompts:
+            raise DinaError("There are no prompts to train on.")
+        self.seed = seed
+        self.taken = 0
+        groups: dict[str, list[Prompt]] = {}
+        for prompt in sorted(prompts, key=lambda p: p.id):
+            groups.setdefault(prompt.tag if sampling == "balanced" else "", []).append(prompt)
+        self._groups = [groups[tag] for tag in sorted(groups)]
+        ids = "\0".join(prompt.id for group in self._groups for prompt in group)
+        self._fingerprint = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
+        self._orders: dict[int, tuple[int, list[Prompt]]] = {}
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next ``count`` prompts."""
+        chosen = [self._at(self.taken + k) for k in range(count)]
+        self.taken += count
+        return chosen
+
+    def _at(self, index: int) -> Prompt:
+        draw, which = divmod(index, len(self._groups))
+        epoch, position = divmod(draw, len(self._groups[which]))
+        if which not in self._orders or self._orders[which][0] != epoch:
+            order = sorted(self._groups[which], key=lambda p: derive_seed(self.seed, "order", epoch, p.id))
+            self._orders[which] = (epoch, order)
+        return self._orders[which][1][position]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken, "seed": self.seed, "prompts": self._fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: DinaError: the state is that of other prompts or another seed."""
+        if (state["prompts"], state["seed"]) != (self._fingerprint, self.seed):
+            raise DinaError(
+                "The prompts, their tags or run.seed have changed since the checkpoint was written, so the run cannot "
+                "go on where it stopped. Restore them, or start a new run from the checkpoint (model.path)."
+            )
+        self.taken = state["taken"]
