@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from dina.model.kv_cache import roomy_cache
 from dina.model.layout import ImageLayout
 from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.sampling import SamplingParams, counter_gumbel, draw, entropy_of, guide, penalise_repeats
@@ -91,7 +91,7 @@ class _Batch:
         prompts = [r.prompt for r in requests] + [self._without_prompt(requests[i].prompt) for i in guided]
         self.inputs = TokenStream.collate(prompts, self.config.pad_token_id or 0, left=True).to(self.device)
         self.mask = self.inputs.attention_mask
-        self.cache = DynamicCache(config=self.config.text_config)
+        self.cache = roomy_cache()
         self.seeds = torch.tensor([r.seed for r in requests], device=self.device)
         self.prompt_lengths = torch.tensor([r.prompt.length for r in requests], device=self.device)
         steps = max(self._bound(row) for row in self.rows)
