@@ -118,10 +118,7 @@ class ResidualQuantizer(nn.Module):
     def __init__(self, config: DinaQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        assert config.codebook_sizes is not None
-        self.codebooks = nn.ModuleList(
-            EmaCodebook(size, config.codebook_dim) for size in config.codebook_sizes
-        )
+        self.codebooks = nn.ModuleList(EmaCodebook(size, config.codebook_dim) for size in config.sizes)
 
     def forward(self, x: Tensor) -> Quantized:
         """``x [N, D]``; computed in float32 whatever the caller's precision."""
@@ -175,7 +172,7 @@ class VisualQuantizer(nn.Module):
     def __init__(self, config: DinaQuantizerConfig) -> None:
         super().__init__()
         width = config.in_channels
-        self.quant_conv = nn.Identity()
+        self.quant_conv: nn.Module = nn.Identity()
         if config.quant_conv:
             self.quant_conv = nn.Sequential(
                 nn.LayerNorm(width, eps=config.layer_norm_eps),

@@ -117,7 +117,7 @@ class TokenizerRecipe(_Section):
 
 
 def _check_fields(config: type[PreTrainedConfig], given: dict[str, Any], where: str) -> None:
-    known = [field.name for field in fields(config)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(config)]
     for name in given:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)

@@ -30,8 +30,8 @@ def measure(tokenizer: DinaVisualTokenizer, images: Sequence[Tensor]) -> dict[st
     errors = torch.cat([(a - b).flatten() for a, b in zip(images, decoded, strict=True)])
     mse = errors.square().mean().item()
     levels = []
-    for codebook, column in zip(tokenizer.quantizer.quantize.codebooks, flat.T, strict=True):
-        share = torch.bincount(column, minlength=len(codebook.vectors)).float() / len(column)
+    for column in flat.T:
+        share = torch.bincount(column).float() / len(column)
         entropy = torch.special.entr(share).sum().item() / math.log(2)
         levels.append({"codes_used": int((share > 0).sum()), "entropy_bits": round(entropy, 4)})
     return {

@@ -29,7 +29,7 @@ class Tokenization(nn.Module):
         super().__init__()
         config = tokenizer.config
         self.settings = settings
-        width = config.vq_config.codebook_dim
+        width = config.quantizer.codebook_dim
         self.token_values = config.patch_values * config.spatial_merge_size**2
         self.pixel_head = _mlp(width, 2 * config.out_hidden_size, self.token_values)
         self.teacher_features: FeaturesOf | None = None

@@ -27,8 +27,7 @@ class VisualBridgeModel(nn.Module):
     def __init__(self, config: DinaVisionConfig) -> None:
         super().__init__()
         self.bridge = VisualBridge(config)
-        assert config.vq_config is not None
-        self.quantizer = VisualQuantizer(config.vq_config)
+        self.quantizer = VisualQuantizer(config.quantizer)
 
 
 class DinaVisualTokenizer(PreTrainedModel):
@@ -159,7 +158,7 @@ class DinaVisualTokenizer(PreTrainedModel):
         return height // side, width // side
 
     def _check_codes(self, codes: Tensor, index: int) -> Grid:
-        sizes = self.quantizer.quantize.config.codebook_sizes
+        sizes = self.config.quantizer.sizes
         if codes.ndim != 3 or codes.shape[-1] != len(sizes):
             raise DinaError(
                 f"codes {index}: expected shape [rows, columns, {len(sizes)}], got {list(codes.shape)}"
