@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from dina.errors import DinaError
+from dina.eval.judge import Judge, Verdict
 from dina.eval.pictures import picture_stats
 from dina.eval.result import BenchmarkResult, Row
 from dina.model.sampling import SamplingParams
-from dina.rollout.protocol import Prompt, Request, RolloutEngine, Sample
+from dina.rollout.protocol import Prompt, Request, RolloutEngine, Sample, derive_seed
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says about one sample.
-
-    Attributes:
-        score: 0..1, the category's headline score; None where it could not be measured.
-        scores: further numbers (``graded``, ``similarity``), averaged per category in the summary.
-        guards: statistics against reward hacking, averaged over all pictures.
-        reason: why the score is what it is, for people.
-        failure: why there is no score; None where there is one.
-    """
-
-    score: float | None
-    scores: dict[str, float] = field(default_factory=dict)
-    guards: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    failure: str | None = None
-
-
-class Judge(Protocol):
-    """Scores finished samples; ``label`` names the rule and the detector, and heads every table."""
-
-    label: str
-
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]: ...
 
 
 @dataclass(frozen=True)
@@ -64,12 +37,6 @@ class BenchmarkSettings:
 
     def draws(self, prompt: Prompt) -> int:
         return 1 if prompt.task == "vqa" and self.answers.temperature == 0 else self.samples_per_prompt
-
-
-def sample_seed(base: int, prompt_id: str, index: int) -> int:
-    """A seed in [0, 2**63) that depends on nothing but its arguments, on any machine."""
-    text = f"{base}\0{prompt_id}\0{index}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def run_benchmark(
@@ -98,7 +65,7 @@ def run_benchmark(
     _check(prompts)
     started = time.perf_counter()
     requests = [
-        Request(prompt, sample_seed(settings.seed, prompt.id, k), group, k)
+        Request(prompt, derive_seed(settings.seed, prompt.id, k), group, k)
         for group, prompt in enumerate(prompts)
         for k in range(settings.draws(prompt))
     ]
@@ -137,7 +104,9 @@ def _check(prompts: Sequence[Prompt]) -> None:
         seen.add(prompt.id)
 
 
-def _generate(engine: RolloutEngine, requests: Sequence[Request], settings: BenchmarkSettings):
+def _generate(
+    engine: RolloutEngine, requests: Sequence[Request], settings: BenchmarkSettings
+) -> Iterator[Sample]:
     for task, sampling in (("t2i", settings.pictures), ("vqa", settings.answers)):
         chosen = [request for request in requests if request.prompt.task == task]
         if chosen:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from dina.eval.statistics import Interval
 
@@ -158,21 +158,28 @@ def _vertical(lines: Sequence[Line], log: bool, zero: bool, top: float | None) -
     groups = [group for line in lines for group in (line.y, line.faint or (), *(line.band or ()))]
     values = [value for group in groups for value in group if math.isfinite(value)]
     if log and any(value > 0 for value in values):
-        positive = [value for value in values if value > 0]
-        low = 10 ** math.floor(math.log10(min(positive)))
-        high = 10 ** math.ceil(math.log10(max(positive)) + 1e-9)
-        low, high = (low, high) if high > low else (low / 10, high)
-        decades = round(math.log10(high / low))
-        stride = max(1, math.ceil(decades / 5))
-        return _Scale(low, high, log=True), [low * 10**i for i in range(0, decades + 1, stride)]
+        return _logarithmic([value for value in values if value > 0])
     low, high = min(values), max(values)
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
+    if zero and low == high:
+        high = 0.01
     high = max(high, top) if top is not None else high
     if high - low < 1e-12 * max(1.0, abs(high)):
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
     step = _nice((high - low) / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return _Scale(first * step, last * step), [i * step for i in range(first, last + 1)]
+
+
+def _logarithmic(values: Sequence[float]) -> tuple[_Scale, list[float]]:
+    """Ticks at 1, 2 and 5 within two decades, at powers of ten beyond."""
+    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    fine = last - first <= 2
+    marks = [m * 10.0**e for e in range(first, last + 1) for m in ((1, 2, 5) if fine else (1,))]
+    low = max(m for m in marks if m <= min(values) * (1 + 1e-9))
+    high = min(m for m in [*marks, 10.0 ** (last + 1)] if m > low and m >= max(values) * (1 - 1e-9))
+    ticks = [m for m in marks if low <= m <= high]
+    return _Scale(low, high, log=True), ticks[:: max(1, math.ceil(len(ticks) / 6))]
 
 
 def _nice(step: float) -> float:
@@ -280,7 +287,10 @@ def _bar(bar: Bar, top: float) -> Markup:
     return Markup(
         '<div class="bar"><svg width="100%" height="14" role="img" aria-label="{name}: {text}">'
         '<rect x="0" y="2" width="{mean:.2f}%" height="10" rx="2" style="fill:{color}"/>'
-        '<line class="whisker" x1="{low:.2f}%" x2="{high:.2f}%" y1="7" y2="7"/></svg>'
+        '<line class="halo" x1="{low:.2f}%" x2="{high:.2f}%" y1="7" y2="7"/>'
+        '<line class="whisker" x1="{low:.2f}%" x2="{high:.2f}%" y1="7" y2="7"/>'
+        '<line class="whisker" x1="{low:.2f}%" x2="{low:.2f}%" y1="4" y2="10"/>'
+        '<line class="whisker" x1="{high:.2f}%" x2="{high:.2f}%" y1="4" y2="10"/></svg>'
         '<span class="bar-value" title="{name}: {text}">{short}</span></div>'
     ).format(
         name=bar.name,
@@ -300,4 +310,4 @@ def _number(value: float, percent: bool) -> str:
         return f"{100 * value:.3g} %".replace("-", "−")
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.4g}".replace("-", "−")
-    return escape(f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−"))
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e").replace("-", "−")

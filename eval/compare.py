@@ -13,7 +13,7 @@ import numpy as np
 
 from dina.errors import DinaError
 from dina.eval.pictures import histogram_similarity
-from dina.eval.result import SIX, BenchmarkResult
+from dina.eval.result import SIX, BenchmarkResult, prompt_means
 from dina.eval.statistics import (
     NO_DATA,
     Interval,
@@ -32,7 +32,7 @@ class PairedScore:
 
     Attributes:
         before, after, difference: estimates with intervals; ``difference`` is after - before, paired by prompt.
-        left_out: prompts without the number on one side (a failed score), left out of all three.
+        left_out: prompts without a sample that has the number on both sides (failed scores).
     """
 
     before: Interval
@@ -163,8 +163,8 @@ def _check_same(before: BenchmarkResult, after: BenchmarkResult) -> None:
         raise DinaError(
             f"Scored by different rules: {before.label!r} and {after.label!r}. Evaluate both again."
         )
-    first = {(row.prompt_id, row.index): (row.seed, row.prompt) for row in before.rows}
-    second = {(row.prompt_id, row.index): (row.seed, row.prompt) for row in after.rows}
+    first = {row.sample: (row.seed, row.prompt) for row in before.rows}
+    second = {row.sample: (row.seed, row.prompt) for row in after.rows}
     if first == second:
         return
     if first.keys() != second.keys():
@@ -183,18 +183,20 @@ def _check_same(before: BenchmarkResult, after: BenchmarkResult) -> None:
 def _common(
     before: BenchmarkResult, after: BenchmarkResult, tag: str | None, key: str
 ) -> tuple[dict[str, float], dict[str, float]]:
-    first, second = before.prompt_means(tag, key), after.prompt_means(tag, key)
-    both = [prompt for prompt in first if prompt in second]
-    return {p: first[p] for p in both}, {p: second[p] for p in both}
+    """Prompt id -> mean over the samples that have the number on both sides."""
+    first, second = before.values(tag, key), after.values(tag, key)
+    both = [sample for sample in first if sample in second]
+    return prompt_means({s: first[s] for s in both}), prompt_means({s: second[s] for s in both})
 
 
 def _pair(before: BenchmarkResult, after: BenchmarkResult, tag: str | None, key: str) -> PairedScore:
     first, second = _common(before, after, tag, key)
     x, y = np.array(list(first.values())), np.array(list(second.values()))
-    seen = before.prompt_means(tag, key).keys() | after.prompt_means(tag, key).keys()
-    prompts = {row.prompt_id for row in before.rows if tag is None or row.tag == tag}
-    expected = prompts if key == "score" else seen
-    return PairedScore(mean_interval(x), mean_interval(y), paired_interval(x, y), len(expected) - len(first))
+    expected = before.values(tag, key).keys() | after.values(tag, key).keys()
+    if key == "score":
+        expected |= {row.sample for row in before.rows if tag is None or row.tag == tag}
+    left_out = len({prompt for prompt, _ in expected} - first.keys())
+    return PairedScore(mean_interval(x), mean_interval(y), paired_interval(x, y), left_out)
 
 
 def _pair_overall(before: BenchmarkResult, after: BenchmarkResult) -> PairedScore:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -36,7 +37,7 @@ def run_sections(run: Run) -> list[Section]:
         ),
         Section(
             "Does the policy stay open?",
-            "Entropy of every channel; a level that falls to zero has stopped exploring, one that climbs is coming apart.",
+            "Entropy by channel: a level that falls to zero has stopped exploring, one that climbs is coming apart.",
             [_by_level(run, "entropy", "Entropy by level", "nats"), _overall_entropy(run), _kl(run)],
         ),
         Section(
@@ -73,7 +74,7 @@ def run_sections(run: Run) -> list[Section]:
             "",
             [
                 _plain(
-                    run, "Seconds per step", _names(run, r"step_time|(timing|time)/.+"), unit="s", zero=True
+                    run, "Seconds per step", _names(run, r"step_time|timing_s/.+"), unit="s", zero=True
                 ),
                 _plain(
                     run, "Completion length", _names(run, r"completions/(mean|min|max)_length"), unit="tokens"
@@ -116,7 +117,7 @@ def _reward(run: Run) -> Markup:
 
 def _reward_means(run: Run) -> Markup:
     names = _names(run, r"rewards/[^/]+/mean")
-    return _plain(run, "Reward by source", names, rename=lambda name: name.split("/")[1], unit="mean")
+    return _plain(run, "Reward by source", names, rename: Callable[[str], str] = str.split("/")[1], unit="mean")
 
 
 def _reward_parts(run: Run) -> Markup:
@@ -134,7 +135,12 @@ def _reward_parts(run: Run) -> Markup:
 def _signal(run: Run) -> Markup:
     names = ["frac_reward_zero_std", *_names(run, r"rewards/[^/]+/fail_rate")]
     note = "Groups whose samples all have one reward teach nothing; failed scores are never counted as zero."
-    return _plain(run, "Groups without signal, failed scores", names, percent=True, zero=True, note=note)
+
+    def name(metric: str) -> str:
+        return "groups of one reward" if "/" not in metric else f"{metric.split('/')[1]} failed"
+
+    title = "Groups without signal, failed scores"
+    return _plain(run, title, names, rename=name, percent=True, zero=True, note=note)
 
 
 def _by_level(run: Run, metric: str, title: str, unit: str, percent: bool = False) -> Markup:
@@ -209,7 +215,9 @@ def _dropped_reward(run: Run) -> Markup:
 
 def _guards(run: Run) -> list[Markup]:
     names = [name for name in run.names if name.startswith("guards/") and not name.endswith("/std")]
-    return [_plain(run, _last(name).replace("_", " ").capitalize(), [name]) for name in names[:9]]
+    return [
+        _plain(run, _last(name).replace("_", " ").capitalize(), [name], rename=_last) for name in names[:9]
+    ]
 
 
 def _last(name: str) -> str:
@@ -217,7 +225,7 @@ def _last(name: str) -> str:
 
 
 def _plain(
-    run: Run, title: str, names: Sequence[str], rename=lambda name: name, unit: str = "", **options
+    run: Run, title: str, names: Sequence[str], rename: Callable[[str], str] = str, unit: str = "", **options: Any
 ) -> Markup:
     present = [name for name in names if run.has(name)]
     lines = [Line(rename(name), *run.series(name), series_color(i)) for i, name in enumerate(present)]

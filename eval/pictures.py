@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dina.rewards.guards import diversity, unique_ratio
+
 Picture = NDArray[np.uint8]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -38,16 +40,16 @@ class PictureStats:
 
     Attributes:
         pictures: number of pictures.
-        unique_ratio: distinct pictures (pixel for pixel) / pictures.
+        unique_ratio: distinct pictures / pictures (``rewards.guards.unique_ratio``); NaN without pictures.
         unique_per_prompt: the same inside each prompt's samples, averaged; NaN with one sample per prompt.
-        spread: mean absolute pixel difference (0..1) of two samples of one prompt; NaN likewise.
+        diversity: mean difference (0..1) of two samples of one prompt (``rewards.guards``); NaN likewise.
         colours: colour name -> share of the non-ground pixels, averaged over pictures.
     """
 
     pictures: int
     unique_ratio: float
     unique_per_prompt: float
-    spread: float
+    diversity: float
     colours: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +57,8 @@ class PictureStats:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PictureStats:
-        return cls(**{k: float("nan") if v is None else v for k, v in data.items()})
+        known: dict[str, Any] = {k: float("nan") if v is None else v for k, v in data.items()}
+        return cls(**known)
 
 
 def picture_stats(groups: Iterable[Sequence[Picture]]) -> PictureStats:
@@ -65,18 +68,11 @@ def picture_stats(groups: Iterable[Sequence[Picture]]) -> PictureStats:
     pictures = [picture for group in sets for picture in group]
     return PictureStats(
         pictures=len(pictures),
-        unique_ratio=unique_ratio(pictures),
+        unique_ratio=unique_ratio(pictures) if pictures else float("nan"),
         unique_per_prompt=_mean([unique_ratio(group) for group in repeated]),
-        spread=_mean([_spread(group) for group in repeated]),
+        diversity=_mean([diversity(group) for group in repeated]),
         colours=colour_shares(pictures),
     )
-
-
-def unique_ratio(pictures: Sequence[Picture]) -> float:
-    """Distinct pictures / pictures; NaN without pictures."""
-    if not pictures:
-        return float("nan")
-    return len({(picture.shape, picture.tobytes()) for picture in pictures}) / len(pictures)
 
 
 def colour_shares(pictures: Iterable[Picture]) -> dict[str, float]:
@@ -143,15 +139,6 @@ def _lab(picture: Picture) -> NDArray[np.float64]:
     xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
-
-
-def _spread(group: Sequence[Picture]) -> float:
-    if len({picture.shape for picture in group}) != 1:
-        return float("nan")
-    stack = np.stack(group).astype(np.float32) / 255
-    n = len(stack)
-    total = sum(float(np.abs(stack[i + 1 :] - stack[i]).mean((1, 2, 3)).sum()) for i in range(n - 1))
-    return total / (n * (n - 1) / 2)
 
 
 def _mean(values: Sequence[float]) -> float:

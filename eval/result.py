@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,17 @@ class Row:
     picture: str | None = None
     image: np.ndarray | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def sample(self) -> tuple[str, int]:
+        return self.prompt_id, self.index
+
+    def value(self, key: str) -> float | None:
+        if key == "score":
+            return self.score
+        if key.startswith("guards/"):
+            return self.guards.get(key.removeprefix("guards/"))
+        return self.scores.get(key)
+
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image"}
         for key in ("scores", "guards"):
@@ -91,19 +102,19 @@ class BenchmarkResult:
     def failures(self) -> list[Row]:
         return [row for row in self.rows if row.failure is not None]
 
-    def prompt_means(self, tag: str | None = None, key: str = "score") -> dict[str, float]:
-        """Prompt id -> mean of ``key`` over the prompt's samples; prompts without any value are left out.
+    def values(self, tag: str | None = None, key: str = "score") -> dict[tuple[str, int], float]:
+        """(prompt id, number of the sample) -> ``key``, where it is a finite number.
 
         Args:
             tag: a category, or all of them.
             key: ``score``, a name in ``Row.scores``, or ``guards/<name>``.
         """
-        values: dict[str, list[float]] = {}
-        for row in self.rows:
-            value = _value(row, key) if tag is None or row.tag == tag else None
-            if value is not None and math.isfinite(value):
-                values.setdefault(row.prompt_id, []).append(value)
-        return {prompt: math.fsum(found) / len(found) for prompt, found in values.items()}
+        chosen = ((row, row.value(key)) for row in self.rows if tag is None or row.tag == tag)
+        return {row.sample: value for row, value in chosen if value is not None and math.isfinite(value)}
+
+    def prompt_means(self, tag: str | None = None, key: str = "score") -> dict[str, float]:
+        """Prompt id -> mean of ``key`` over the prompt's samples; prompts without any value are left out."""
+        return prompt_means(self.values(tag, key))
 
     def category(self, tag: str, key: str = "score") -> Interval:
         """Mean of one category with its interval over prompts."""
@@ -189,12 +200,12 @@ class BenchmarkResult:
         return result
 
 
-def _value(row: Row, key: str) -> float | None:
-    if key == "score":
-        return row.score
-    if key.startswith("guards/"):
-        return row.guards.get(key.removeprefix("guards/"))
-    return row.scores.get(key)
+def prompt_means(values: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """Averages the samples of each prompt."""
+    grouped: dict[str, list[float]] = {}
+    for (prompt, _), value in values.items():
+        grouped.setdefault(prompt, []).append(value)
+    return {prompt: math.fsum(found) / len(found) for prompt, found in grouped.items()}
 
 
 def _names(dictionaries: Iterable[dict[str, float]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 The unit of evidence is the prompt, not the picture: several samples of one prompt share its difficulty, so
 they are averaged first and prompts are what gets resampled. All intervals are percentile intervals
-(Efron 1979), seeded, and computed from weight matrices without a Python loop over resamples.
+(Efron 1979), seeded, and vectorised over the resamples.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Interval:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Interval:
-        return cls(**{k: math.nan if v is None else v for k, v in data.items()})
+        known: dict[str, Any] = {k: math.nan if v is None else v for k, v in data.items()}
+        return cls(**known)
 
 
 NO_DATA = Interval(math.nan, math.nan, math.nan, 0)
@@ -80,7 +81,7 @@ def stratified_interval(
     rng = np.random.default_rng(seed)
     draws = np.zeros(resamples)
     for values in strata:
-        draws += _resampling_weights(rng, resamples, len(values)) @ values
+        draws += values[_drawn(rng, resamples, len(values))].mean(1)
     estimate = _mean([_mean(values) for values in strata])
     return _percentile(estimate, draws / len(strata), sum(map(len, strata)), level)
 
@@ -111,6 +112,7 @@ def paired_stratified_interval(
 def two_level_interval(
     runs: Sequence[Mapping[str, ArrayLike]],
     *,
+    control: Sequence[Mapping[str, ArrayLike]] = (),
     seed: int = 0,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
@@ -119,12 +121,14 @@ def two_level_interval(
 
     Resamples the runs, and independently the prompts inside each category. All runs answer the same
     prompts, so one draw of prompts serves every run of a resample (the pigeonhole bootstrap, Owen 2007);
-    drawing them anew per run would hide the variation that the runs share. With three runs the part that
-    comes from the runs is itself rough: give each run's own number beside it (``run_interval`` is the
-    small-sample check).
+    drawing them anew per run would hide the variation that the runs share. Resampling ``K`` runs understates
+    their variance by ``(K - 1) / K``, much for three runs, so their deviations are stretched to make up for
+    it (Rao and Wu 1988). One run alone says nothing about the variation of runs.
 
     Args:
         runs: one mapping per run, name -> ``[P]``; prompts in the same order in every run.
+        control: runs of another kind on the same prompts; the interval is then of ``runs - control``, the runs
+            of each kind resampled by themselves.
 
     Raises:
         ValueError: the runs have other categories or other numbers of prompts.
@@ -133,14 +137,16 @@ def two_level_interval(
     if not names:
         return NO_DATA
     rng = np.random.default_rng(seed)
-    run_weights = _resampling_weights(rng, resamples, len(runs))
+    arms = [(1.0, runs)] + ([(-1.0, control)] if control else [])
+    drawn_runs = [_drawn(rng, resamples, len(arm)) for _, arm in arms]
     draws, estimate, count = np.zeros(resamples), 0.0, 0
     for name in names:
-        scores = _stack_runs(runs, name)
-        prompt_weights = _resampling_weights(rng, resamples, scores.shape[1])
-        draws += np.einsum("rk,kp,rp->r", run_weights, scores, prompt_weights, optimize=True)
-        estimate += _mean(scores.ravel())
-        count += scores.shape[1]
+        stacks = [_stack_runs(arm, name) for _, arm in arms]
+        prompts = _drawn(rng, resamples, stacks[0].shape[1])
+        for (sign, _), scores, chosen in zip(arms, stacks, drawn_runs, strict=True):
+            draws += sign * _arm_draws(scores, prompts, chosen)
+            estimate += sign * _mean(scores.ravel())
+        count += prompts.shape[1]
     return _percentile(estimate / len(names), draws / len(names), count, level)
 
 
@@ -195,6 +201,14 @@ def _differences(before: Mapping[str, ArrayLike], after: Mapping[str, ArrayLike]
     return out
 
 
+def _arm_draws(scores: Floats, prompts: NDArray[np.int64], chosen: NDArray[np.int64]) -> Floats:
+    """Means ``[R]`` of ``scores`` ``[K, P]`` over the drawn ``prompts`` ``[R, P]`` and runs ``chosen`` ``[R, K]``."""
+    by_run = np.stack([run[prompts].mean(1) for run in scores])
+    centre, drawn = by_run.mean(0), np.take_along_axis(by_run, chosen.T, axis=0).mean(0)
+    runs = len(scores)
+    return centre + (drawn - centre) * (math.sqrt(runs / (runs - 1)) if runs > 1 else 1.0)
+
+
 def _stack_runs(runs: Sequence[Mapping[str, ArrayLike]], name: str) -> Floats:
     rows = [np.asarray(run.get(name, ()), dtype=np.float64) for run in runs]
     if len({len(row) for row in rows}) != 1:
@@ -206,15 +220,15 @@ def _mean(values: Sequence[float] | Floats) -> float:
     return math.fsum(values) / len(values)
 
 
-def _resampling_weights(rng: np.random.Generator, resamples: int, n: int) -> Floats:
-    """``[resamples, n]``: how often each of ``n`` units was drawn with replacement, divided by ``n``."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+def _drawn(rng: np.random.Generator, resamples: int, n: int) -> NDArray[np.int64]:
+    """``[resamples, n]``: which of ``n`` units each resample drew, with replacement."""
+    return rng.integers(0, n, size=(resamples, n))
 
 
 def _percentile(estimate: float, draws: Floats, n: int, level: float) -> Interval:
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
-    # Rounding of the weighted sums must not open an interval around constant data.
+    # Rounding of the sums must not open an interval around constant data.
     return Interval(estimate, _snap(float(low), estimate), _snap(float(high), estimate), n, level)
 
 

@@ -14,6 +14,7 @@ from dina.eval.result import BenchmarkResult
 from dina.eval.statistics import Interval
 from dina.eval.verdict import (
     comparison_findings,
+    mean_name,
     percent,
     percent_range,
     points,
@@ -44,7 +45,7 @@ def print_result(result: BenchmarkResult, console: Console | None = None) -> Non
                 _result_row(table, f"  {name}", further, style="dim")
     if result.six:
         table.add_section()
-        _result_row(table, f"Mean of {len(result.six)}", result.overall, style="bold")
+        _result_row(table, mean_name(result.six), result.overall, style="bold")
     console.print(table)
     _print_findings(console, result_findings(result))
     _print_failures(console, result)
@@ -65,7 +66,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
                 _paired_row(table, "  " + name.removeprefix(f"{tag}/"), further, style="dim")
     if comparison.six:
         table.add_section()
-        _paired_row(table, f"Mean of {len(comparison.six)}", comparison.overall, style="bold")
+        _paired_row(table, mean_name(comparison.six), comparison.overall, style="bold")
     console.print(table)
     _print_guards(console, comparison)
     _print_findings(console, comparison_findings(comparison))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dina.eval.compare import Comparison, PairedScore
 from dina.eval.result import SIX, BenchmarkResult
+from dina.eval.runs import Run
 from dina.eval.statistics import Interval
 
 COLLAPSE_LIMIT = 0.9
@@ -38,6 +40,11 @@ class Finding:
 def title(tag: str) -> str:
     """A category's name for people."""
     return TITLES.get(tag) or tag.replace("_", " ").capitalize()
+
+
+def mean_name(tags: Sequence[str]) -> str:
+    """What the overall score is called, given the categories that it averages."""
+    return "Mean of the six" if len(tags) == len(SIX) else f"Mean of {len(tags)}"
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -167,3 +174,28 @@ def _collapse(comparison: Comparison) -> list[Finding]:
 
 def _two(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def run_findings(run: Run) -> list[Finding]:
+    """What the training metrics show by themselves; training reward is named as such."""
+    if not run.metrics:
+        return [Finding("bad", "The run has logged no step.")]
+    findings = []
+    rewards = [value for value in run.series("reward")[1] if not math.isnan(value)]
+    if len(rewards) == 1:
+        findings.append(
+            Finding("plain", f"Reward of the training prompts: {rewards[0]:.3f} in the only step.")
+        )
+    elif rewards:
+        window = max(1, len(rewards) // 10)
+        first, last = (sum(part) / window for part in (rewards[:window], rewards[-window:]))
+        span = f"first and last {window} of {len(rewards)} steps" if window > 1 else f"{len(rewards)} steps"
+        findings.append(
+            Finding("plain", f"Reward of the training prompts: {first:.3f} to {last:.3f} ({span}).")
+        )
+    broken = [name for name in run.names if any(map(math.isnan, run.series(name)[1]))]
+    if broken:
+        steps = sorted({int(r["step"]) for r in run.metrics if any(math.isnan(v) for v in r.values())})
+        shown = ", ".join(map(str, steps[:8])) + (" …" if len(steps) > 8 else "")
+        findings.append(Finding("bad", f"Not finite in step {shown}: {', '.join(broken[:6])}."))
+    return findings

@@ -16,7 +16,6 @@ from dina.eval.pictures import (
     picture_stats,
     png_bytes,
     read_picture,
-    unique_ratio,
 )
 
 
@@ -64,14 +63,14 @@ def test_statistics_of_varied_and_of_collapsed_samples():
     varied = [[rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(4)] for _ in range(3)]
     collapsed = [[group[0]] * 4 for group in varied]
     assert picture_stats(varied).unique_ratio == 1.0
-    assert picture_stats(varied).spread > 0.2
+    assert picture_stats(varied).diversity > 0.05
     stats = picture_stats(collapsed)
-    assert (stats.unique_ratio, stats.unique_per_prompt, stats.spread) == (0.25, 0.25, 0.0)
+    assert (stats.unique_ratio, stats.unique_per_prompt, stats.diversity) == (0.25, 0.25, 0.0)
     assert PictureStats.from_json(stats.to_json()) == stats
 
 
 def test_one_sample_per_prompt_has_no_spread():
     stats = picture_stats([[draw("red")], [draw("blue")], []])
-    assert stats.pictures == 2 and np.isnan(stats.spread)
-    assert stats.to_json()["spread"] is None
-    assert np.isnan(unique_ratio([]))
+    assert stats.pictures == 2 and np.isnan(stats.diversity)
+    assert stats.to_json()["diversity"] is None
+    assert np.isnan(picture_stats([]).unique_ratio)

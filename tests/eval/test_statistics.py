@@ -129,9 +129,31 @@ def test_gain_of_runs_over_a_common_start():
     ends = [{"a": start["a"] + 0.1}, {"a": start["a"] + 0.3}]
     gain = paired_two_level_interval(start, ends)
     assert gain.mean == pytest.approx(0.2)
-    assert gain.low == pytest.approx(0.1) and gain.high == pytest.approx(0.3)
+    half = 0.1 * math.sqrt(2)  # both draws of one run alone, stretched for having two runs
+    assert gain.low == pytest.approx(0.2 - half) and gain.high == pytest.approx(0.2 + half)
     same = paired_two_level_interval([start, start], ends)
     assert same == gain
+
+
+def test_two_level_coverage_with_three_runs():
+    rng = np.random.default_rng(9)
+    hits = 0
+    for trial in range(200):
+        prompt, run = rng.normal(0, 0.3, 50), rng.normal(0, 0.04, 3)
+        scores = 0.5 + prompt[None] + run[:, None]
+        interval = two_level_interval([{"a": row} for row in scores], seed=trial, resamples=500)
+        hits += interval.low <= 0.5 <= interval.high
+    assert hits / 200 >= 0.88
+
+
+def test_difference_of_two_kinds_of_run_shares_the_prompts():
+    rng = np.random.default_rng(10)
+    difficulty = rng.random(80)
+    runs = [{"a": difficulty + 0.2 + 0.01 * rng.normal(size=80)} for _ in range(3)]
+    control = [{"a": difficulty + 0.05 + 0.01 * rng.normal(size=80)} for _ in range(2)]
+    gain = two_level_interval(runs, control=control)
+    assert gain.mean == pytest.approx(0.15, abs=0.005)
+    assert gain.high - gain.low < 0.02 < two_level_interval(runs).high - two_level_interval(runs).low
 
 
 def test_runs_with_other_prompts_are_refused():

@@ -1,0 +1,125 @@
+"""Scores benchmark samples with the project's rewards, by each category's own rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dina.rewards.guards import picture_guards
+from dina.rewards.protocol import RewardSpec
+from dina.rewards.suite import RewardSuite
+from dina.rollout.protocol import Prompt, Sample
+
+SCENES_DETECTOR = "dina.recipes.scenes.detector:ShapeDetector"
+TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says about one sample.
+
+    Attributes:
+        score: 0..1, the category's headline score; None where it could not be measured.
+        scores: further numbers (``graded``, ``similarity``), averaged per category in the summary.
+        guards: statistics against reward hacking, averaged over all pictures.
+        reason: why the score is what it is, for people.
+        failure: why there is no score; None where there is one.
+    """
+
+    score: float | None
+    scores: dict[str, float] = field(default_factory=dict)
+    guards: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    failure: str | None = None
+
+
+class Judge(Protocol):
+    """Scores finished samples; ``label`` names the rule and the detector, and heads every table."""
+
+    label: str
+
+    def judge(self, samples: Sequence[Sample]) -> list[Verdict]: ...
+
+
+class RewardJudge:
+    """GenEval's strict rule for objects, OCR for rendered text, exact match for answers.
+
+    * Pictures of objects: 1 if everything asked for is there, exactly, and nothing else is; ``graded`` is the
+      partial credit that training sees.
+    * ``text_rendering``: 1 if OCR reads exactly the texts asked for, and no other; ``similarity`` is graded.
+    * Questions: 1 if the answer is an accepted one after normalisation.
+
+    Args:
+        detector: a detector, or where to import one from (``package.module:attr``).
+        detector_name: what the label calls it; scores of different detectors cannot be compared.
+        timeout: seconds for one batch.
+    """
+
+    def __init__(
+        self, detector: Any = SCENES_DETECTOR, detector_name: str = "scenes", timeout: float = TIMEOUT
+    ) -> None:
+        self.label = f"GenEval-style ({detector_name} detector)"
+        self._specs = {
+            "objects": RewardSpec(
+                "objects", kwargs={"detector": detector, "mode": "graded"}, timeout=timeout
+            ),
+            "ocr": RewardSpec("ocr", timeout=timeout),
+            "vqa": RewardSpec("vqa", timeout=timeout),
+        }
+        self._suites: dict[str, RewardSuite] = {}
+
+    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
+        """One verdict per sample; a reward that fails gives a verdict with a ``failure``, never a zero.
+
+        Raises:
+            DinaError: the detector cannot be loaded, or a reward timed out in three batches in a row.
+        """
+        verdicts: dict[int, Verdict] = {}
+        for rule in self._specs:
+            rows = [i for i, sample in enumerate(samples) if rule_of(sample.prompt) == rule]
+            if rows:
+                verdicts |= dict(zip(rows, self._score(rule, [samples[i] for i in rows]), strict=True))
+        return [verdicts[i] for i in range(len(samples))]
+
+    def close(self) -> None:
+        for suite in self._suites.values():
+            suite.close()
+
+    def _score(self, rule: str, samples: Sequence[Sample]) -> list[Verdict]:
+        if rule not in self._suites:
+            self._suites[rule] = RewardSuite([self._specs[rule]])
+        scored = self._suites[rule].score(samples)
+        failures = {failure.sample_index: failure.reason for failure in scored.failures}
+        scores, parts = scored.per_reward[rule], scored.parts[rule]
+        return [
+            _verdict(rule, sample, scores[i], parts[i] or {}, failures.get(i))
+            for i, sample in enumerate(samples)
+        ]
+
+
+def rule_of(prompt: Prompt) -> str:
+    """Which rule decides a prompt's headline score: ``objects``, ``ocr`` or ``vqa``."""
+    if prompt.task == "vqa":
+        return "vqa"
+    columns = prompt.columns
+    text_only = bool(columns.get("text")) and not columns.get("include")
+    return "ocr" if prompt.tag == "text_rendering" or text_only else "objects"
+
+
+def _verdict(
+    rule: str, sample: Sample, score: float | None, parts: dict[str, Any], failure: str | None
+) -> Verdict:
+    guards = picture_guards(sample.image) if sample.image is not None else {}
+    guards |= {name: parts[name] for name in ("excess_objects", "excess_text") if parts.get(name) is not None}
+    if score is None and sample.prompt.task == "t2i" and sample.image is None:
+        return Verdict(0.0, reason="no picture was drawn")
+    if score is None:
+        needs = {"objects": "`include`", "ocr": "`text`", "vqa": "`answer`"}[rule]
+        return Verdict(None, guards=guards, failure=failure or f"the prompt's row has no usable {needs}")
+    reason = str(parts.get("reason") or "")
+    if rule == "objects":
+        return Verdict(float(parts["strict"]), {"graded": score}, guards, reason)
+    if rule == "ocr":
+        return Verdict(float(score == 1.0), {"similarity": parts["similarity"]}, guards, reason)
+    return Verdict(score, guards=guards, reason=reason)
