@@ -73,9 +73,7 @@ def run_sections(run: Run) -> list[Section]:
             "Where does the time go?",
             "",
             [
-                _plain(
-                    run, "Seconds per step", _names(run, r"step_time|timing_s/.+"), unit="s", zero=True
-                ),
+                _plain(run, "Seconds per step", _names(run, r"step_time|timing_s/.+"), unit="s", zero=True),
                 _plain(
                     run, "Completion length", _names(run, r"completions/(mean|min|max)_length"), unit="tokens"
                 ),
@@ -117,7 +115,7 @@ def _reward(run: Run) -> Markup:
 
 def _reward_means(run: Run) -> Markup:
     names = _names(run, r"rewards/[^/]+/mean")
-    return _plain(run, "Reward by source", names, rename: Callable[[str], str] = str.split("/")[1], unit="mean")
+    return _plain(run, "Reward by source", names, rename=lambda name: name.split("/")[1], unit="mean")
 
 
 def _reward_parts(run: Run) -> Markup:
@@ -225,7 +223,12 @@ def _last(name: str) -> str:
 
 
 def _plain(
-    run: Run, title: str, names: Sequence[str], rename: Callable[[str], str] = str, unit: str = "", **options: Any
+    run: Run,
+    title: str,
+    names: Sequence[str],
+    rename: Callable[[str], str] = str,
+    unit: str = "",
+    **options: Any,
 ) -> Markup:
     present = [name for name in names if run.has(name)]
     lines = [Line(rename(name), *run.series(name), series_color(i)) for i, name in enumerate(present)]

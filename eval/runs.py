@@ -79,6 +79,7 @@ def save_samples(
     pictures.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, (sample, reward) in enumerate(zip(samples, rewards, strict=True)):
+        picture = f"{pictures.name}/{number:03d}.png" if sample.image is not None else None
         line = {
             "step": step,
             "id": sample.prompt.id,
@@ -87,11 +88,10 @@ def save_samples(
             "reward": reward if reward is not None and math.isfinite(reward) else None,
             "reason": reasons[number] if reasons else "",
             "answer": sample.text,
-            "picture": None,
+            "picture": picture,
         }
-        if sample.image is not None:
-            line["picture"] = f"{pictures.name}/{number:03d}.png"
-            (folder / line["picture"]).write_bytes(png_bytes(sample.image))
+        if picture is not None and sample.image is not None:
+            (folder / picture).write_bytes(png_bytes(sample.image))
         lines.append(json.dumps(line, ensure_ascii=False))
     (folder / f"{pictures.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from dina.eval.compare import Comparison, PairedScore
 from dina.eval.result import BenchmarkResult
 from dina.eval.statistics import Interval
 from dina.eval.verdict import (
+    Finding,
     comparison_findings,
     mean_name,
     percent,
@@ -30,13 +32,9 @@ def print_result(result: BenchmarkResult, console: Console | None = None) -> Non
     """Categories with intervals, guards, failures and a summary in words."""
     console = console or Console()
     table = Table(title=Text(f"{result.label}  ·  {result.name}"), title_justify="left")
-    for column, justify in (
-        ("category", "left"),
-        ("score %", "right"),
-        ("95 %", "right"),
-        ("prompts", "right"),
-    ):
-        table.add_column(column, justify=justify)
+    table.add_column("category")
+    for column in ("score %", "95 %", "prompts"):
+        table.add_column(column, justify="right")
     for tag in result.tags:
         _result_row(table, title(tag), result.category(tag))
         for name in result.score_names:
@@ -111,7 +109,7 @@ def number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
 
 
-def _print_findings(console: Console, findings) -> None:
+def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
     for finding in findings:
         console.print(Text("• ", style=_STYLES[finding.kind]) + Text(finding.text))
 
