@@ -24,7 +24,7 @@ PLURALS = {shape: ("crosses" if shape == "cross" else shape + "s") for shape in 
 
 TOKEN = 8
 """Pixels per visual token; letters and words sit on this lattice."""
-LATTICE = 4
+LATTICE = 8
 """Pixels between two possible object centres."""
 SIZES = {"small": 8, "large": 12}
 """Half of the square, in pixels, that an object reserves; the shape itself is half a pixel smaller."""
