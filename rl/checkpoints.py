@@ -51,7 +51,7 @@ class Checkpoints:
             if _disk_is_full(error):
                 raise DinaError(self._no_space(step)) from error
             raise
-        self._remove_surplus()
+        self._remove_surplus(step)
         return target
 
     def path(self, step: int) -> Path:
@@ -93,10 +93,13 @@ class Checkpoints:
             else:
                 path.rename(original)
 
-    def _remove_surplus(self) -> None:
-        surplus = self.steps()[: -self.keep]
+    def _remove_surplus(self, saved: int) -> None:
+        """Removes old checkpoints, and later ones: the run has gone back behind them, so they are outdated."""
+        for step in self.steps():
+            if step > saved:
+                shutil.rmtree(self.path(step))
         best = self._best()
-        for step in surplus:
+        for step in self.steps()[: -self.keep]:
             if step != best:
                 shutil.rmtree(self.path(step))
 

@@ -56,6 +56,13 @@ def test_steps_are_ordered_as_numbers(checkpoints: Checkpoints) -> None:
     assert checkpoints.steps() == [10, 11]
 
 
+def test_going_back_behind_a_checkpoint_outdates_it(checkpoints: Checkpoints) -> None:
+    for step in (10, 20):
+        checkpoints.save(step, writer())
+    checkpoints.save(15, writer())
+    assert checkpoints.steps() == [10, 15]
+
+
 def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size - 1)
 
