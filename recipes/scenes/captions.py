@@ -214,8 +214,8 @@ def concepts(tag: str, combos: tuple[Combo, ...] = SEEN_COMBOS) -> tuple[Concept
         case "two_object":
             return tuple(Concept(tag, pair) for pair in _coloured_pairs(combos))
         case "position":
-            pairs = product(_coloured_pairs(combos), OPPOSITE)
-            return tuple(Concept(tag, pair, relation) for pair, relation in pairs)
+            placed = product(_coloured_pairs(combos), OPPOSITE)
+            return tuple(Concept(tag, pair, relation) for pair, relation in placed)
         case "color_attr":
             both = [
                 pair

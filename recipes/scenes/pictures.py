@@ -7,39 +7,48 @@ from collections.abc import Iterator
 import numpy as np
 
 from dina.recipes.scenes.concepts import SEEN_COMBOS, WORDS
-from dina.recipes.scenes.world import Scene, compose, render, sample_scene, sample_text_scene
+from dina.recipes.scenes.shapes import LETTER_HEIGHT, LETTER_WIDTH, SIZES, TOKEN
+from dina.recipes.scenes.world import Scene, render, sample_scene, sample_text_scene
 
-_SMALL_CANVASES = ((40, 40), (40, 64), (64, 40))
+_WORD_SHARE = 0.2
+_WHOLE_SHARE = 0.2
 
 
 def training_pictures(count: int, seed: int) -> Iterator[np.ndarray]:
-    """Pictures ``[H, W, 3]`` uint8: scenes, words, and small cut-outs of scenes that are mostly object.
+    """Pictures ``[H, W, 3]`` uint8: a fifth whole, the rest one object or word, cut out of its scene.
 
-    The cut-outs keep the lattice, so their tokens are those of scenes, with less empty ground between them.
+    Three quarters of a whole picture's tokens are empty ground, which a tokenizer learns at once. Cuts follow the
+    token lattice, so their tokens are those of whole pictures.
     """
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield render(_training_scene(rng))
+        scene = _scene(rng)
+        yield render(scene) if rng.random() < _WHOLE_SHARE else _cut_out(scene, rng)
 
 
 def whole_pictures(count: int, seed: int) -> Iterator[np.ndarray]:
     """Pictures of scenes and words alone, as SFT sees them; for evaluation."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield render(_word_scene(rng) if rng.random() < 0.2 else sample_scene(rng, SEEN_COMBOS))
+        yield render(_scene(rng))
 
 
-def _training_scene(rng: np.random.Generator) -> Scene:
-    kind = rng.random()
-    if kind < 0.2:
-        return _word_scene(rng)
-    if kind < 0.5:
-        return sample_scene(rng, SEEN_COMBOS)
-    canvas = _SMALL_CANVASES[int(rng.integers(len(_SMALL_CANVASES)))]
-    picks = rng.integers(len(SEEN_COMBOS), size=1 if canvas == (40, 40) else 2)
-    sizes = ["small" if len(picks) > 1 or rng.random() < 0.35 else "large", "small"][: len(picks)]
-    return compose(rng, [SEEN_COMBOS[i] for i in picks], sizes=sizes, canvas=canvas)
+def _scene(rng: np.random.Generator) -> Scene:
+    if rng.random() < _WORD_SHARE:
+        return sample_text_scene(rng, WORDS[int(rng.integers(len(WORDS)))])
+    return sample_scene(rng, SEEN_COMBOS)
 
 
-def _word_scene(rng: np.random.Generator) -> Scene:
-    return sample_text_scene(rng, WORDS[int(rng.integers(len(WORDS)))])
+def _cut_out(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """The least rectangle of whole tokens that holds one object, or the word."""
+    if scene.text:
+        left, top = scene.text_at or (0, 0)
+        right, bottom = left + len(scene.text) * LETTER_WIDTH, top + LETTER_HEIGHT
+    else:
+        chosen = scene.objects[int(rng.integers(len(scene.objects)))]
+        half = SIZES[chosen.size]
+        left, top = chosen.cx - half, chosen.cy - half
+        right, bottom = chosen.cx + half, chosen.cy + half
+    rows = slice(top // TOKEN * TOKEN, -(-bottom // TOKEN) * TOKEN)
+    columns = slice(left // TOKEN * TOKEN, -(-right // TOKEN) * TOKEN)
+    return render(scene)[rows, columns]
