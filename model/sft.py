@@ -356,6 +356,7 @@ def _arguments(recipe: SftRecipe, stage: StageConfig, folder: Path, evaluates: b
         seed=recipe.seed,
         train_sampling_strategy="sequential",
         dataloader_num_workers=recipe.data.num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,

@@ -66,7 +66,7 @@ def save_rows(folder: Path, count: int = 12) -> Path:
     return folder
 
 
-def new_model(visual_tokenizer: Path, **changes: Any) -> dict[str, Any]:
+def new_model(visual: Path, **changes: Any) -> dict[str, Any]:
     backbone = {
         "model_type": "qwen2",
         "hidden_size": 16,
@@ -78,7 +78,7 @@ def new_model(visual_tokenizer: Path, **changes: Any) -> dict[str, Any]:
     }
     return {
         "backbone": backbone,
-        "visual_tokenizer": str(visual_tokenizer),
+        "visual_tokenizer": str(visual),
         "text_tokenizer": {"corpus": "tests.model.sft_world:corpus", "vocab_size": 270},
         "special_rows": 8,
         "pre_buffer_size": 16,
