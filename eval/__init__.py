@@ -1,0 +1,1 @@
+"""Benchmarks with intervals, before/after comparisons and the report page."""

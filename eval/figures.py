@@ -32,8 +32,8 @@ def run_sections(run: Run) -> list[Section]:
     sections = [
         Section(
             "Is it learning?",
-            "Rewards of the training prompts while they were trained on; the evaluation above is the evidence.",
-            [_reward(run), _reward_means(run), _reward_parts(run), _signal(run)],
+            "Rewards are those of prompts that were being trained on; scores on held-out prompts are the evidence.",
+            [_evaluation(run), _reward(run), _reward_means(run), _reward_parts(run), _signal(run)],
         ),
         Section(
             "Does the policy stay open?",
@@ -94,6 +94,11 @@ def series_color(index: int) -> str:
 
 def _names(run: Run, pattern: str) -> list[str]:
     return [name for name in run.names if re.fullmatch(pattern, name)]
+
+
+def _evaluation(run: Run) -> Markup:
+    names = ["eval/overall", "eval/text_rendering", "eval/vqa"]
+    return _plain(run, "Held-out scores during the run", names, rename=_last, percent=True)
 
 
 def _reward(run: Run) -> Markup:

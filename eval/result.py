@@ -152,6 +152,13 @@ class BenchmarkResult:
             "seconds": round(self.seconds, 3),
         }
 
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
+        """Plain numbers for a training log: ``<prefix>/overall``, one per category, picture variety, failures."""
+        numbers = {"overall": self.overall.mean, "unique_ratio": self.pictures.unique_ratio}
+        numbers |= {tag: self.category(tag).mean for tag in self.tags}
+        numbers["fail_rate"] = len(self.failures) / len(self.rows)
+        return {f"{prefix}/{name}": value for name, value in numbers.items() if math.isfinite(value)}
+
     def _category_summary(self, tag: str) -> dict[str, Any]:
         rows = [row for row in self.rows if row.tag == tag]
         further = {name: self.category(tag, name) for name in _names(row.scores for row in rows)}
@@ -166,16 +173,27 @@ class BenchmarkResult:
         return self.summary() | {"rows": [row.to_json() for row in self.rows]}
 
     def save(self, path: Path, pictures: bool = True) -> None:
-        """Writes ``path`` (JSON) and, beside it, a folder ``<stem>_pictures`` of PNG files."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes ``path`` (JSON) and, beside it, a folder ``<stem>_pictures`` of PNG files.
+
+        Raises:
+            DinaError: the place cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if pictures:
+                self._save_pictures(path)
+            text = json.dumps(self.to_json(), indent=1, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DinaError(f"Cannot write the evaluation {path}: {error.strerror}.") from error
+
+    def _save_pictures(self, path: Path) -> None:
         folder = path.parent / f"{path.stem}_pictures"
-        if pictures:
-            folder.mkdir(exist_ok=True)
-            for number, row in enumerate(self.rows):
-                if row.image is not None:
-                    row.picture = f"{folder.name}/{number:05d}.png"
-                    (path.parent / row.picture).write_bytes(png_bytes(row.image))
-        path.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for number, row in enumerate(self.rows):
+            if row.image is not None:
+                row.picture = f"{folder.name}/{number:05d}.png"
+                (path.parent / row.picture).write_bytes(png_bytes(row.image))
 
     @classmethod
     def load(cls, path: Path) -> BenchmarkResult:

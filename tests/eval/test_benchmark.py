@@ -101,6 +101,19 @@ def test_json_carries_intervals_label_and_seeds(tmp_path):
     assert len(data["rows"]) == len(result.rows) and data["rows"][0]["seed"] == result.rows[0].seed
 
 
+def test_metrics_for_a_training_log():
+    _, result = run()
+    metrics = result.metrics()
+    assert metrics["eval/overall"] == result.overall.mean and metrics["eval/fail_rate"] == 0.0
+    assert set(metrics) == {f"eval/{name}" for name in (*result.tags, "overall", "unique_ratio", "fail_rate")}
+
+
+def test_a_place_that_cannot_be_written_is_an_error_for_people(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DinaError, match="Cannot write the evaluation"):
+        run(per_tag=1)[1].save(tmp_path / "file" / "evaluation.json")
+
+
 def test_results_survive_the_disk(tmp_path):
     _, result = run()
     result.save(tmp_path / "evaluation.json")
