@@ -147,7 +147,7 @@ def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, float]]:
     if broken:
         notes.append(f"{broken} line(s) of {path.name} are unreadable (a run that was killed leaves one).")
     # A resumed run repeats the steps after its checkpoint; the later line is the one that counts.
-    by_step = {int(line["step"]): line for line in lines if isinstance(line.get("step"), int | float)}
+    by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
     return [_numbers(by_step[step]) for step in sorted(by_step)]
 
 
