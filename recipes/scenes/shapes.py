@@ -16,7 +16,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "green": (36, 158, 66),
     "blue": (24, 104, 214),
     "purple": (140, 36, 160),
-    "pink": (248, 140, 190),
+    "pink": (240, 92, 168),
     "black": INK,
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
