@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,8 @@ class Tokenization(nn.Module):
         self.settings = settings
         width = config.quantizer.codebook_dim
         self.token_values = config.patch_values * config.spatial_merge_size**2
-        self.pixel_head = _mlp(width, 2 * config.out_hidden_size, self.token_values)
+        inner = 2 * config.out_hidden_size
+        self.pixel_head = _mlp(width, inner, inner, self.token_values)
         self.teacher_features: FeaturesOf | None = None
         target = config.out_hidden_size
         if settings.semantic_target == "pixels":
@@ -60,14 +62,14 @@ class Tokenization(nn.Module):
         pixels = patches.view(-1, self.token_values)
         if step < self.settings.initialise_at:
             latents = tokenizer.quantizer.quant_conv(features)
-            pixel_loss = F.mse_loss(self.pixel_head(latents), pixels)
+            pixel_loss = _pixel_loss(self.pixel_head(latents), pixels)
             return pixel_loss, {"pixel_loss": pixel_loss.item()}
         result = tokenizer.quantizer(features)
         restarted = tokenizer.quantizer.quantize.update(result)
         vectors = result.straight_through
         commitment = result.commitment_loss()
         semantic = self._semantic_loss(vectors, features, pixels, images, grids)
-        pixel = F.mse_loss(self.pixel_head(vectors), pixels)
+        pixel = _pixel_loss(self.pixel_head(vectors), pixels)
         s = self.settings
         loss = s.commitment_weight * commitment + s.semantic_weight * semantic + s.pixel_weight * pixel
         metrics = {
@@ -128,6 +130,11 @@ def detokenization_loss(
     return loss, metrics
 
 
+def _pixel_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    # The absolute error keeps pale things from being sacrificed, which the squared error alone would do.
+    return F.l1_loss(predicted, target) + F.mse_loss(predicted, target)
+
+
 def _edges(difference: Tensor) -> Tensor:
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 
@@ -141,5 +148,8 @@ def _usage(result: Quantized) -> Metrics:
     return metrics
 
 
-def _mlp(width: int, inner: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, out))
+def _mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width, following in pairwise(widths):
+        layers += [nn.Linear(width, following), nn.GELU()]
+    return nn.Sequential(*layers[:-1])

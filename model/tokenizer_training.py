@@ -29,6 +29,7 @@ from dina.model.visual_tokenizer import DinaVisualTokenizer
 StepLoss = Callable[[Tensor, int], tuple[Tensor, Metrics]]
 """Loss and metrics of a batch (indexes of pictures) at a step."""
 
+_BETAS = (0.9, 0.95)
 _SHEET_PICTURES = 32
 _ENCODE_PICTURES = 256
 
@@ -107,7 +108,9 @@ class TokenizerTraining:
         return [codes.clone() for part in parts for codes in self.tokenizer.encode(self._images(part))]
 
     def _train(self, settings: StageSettings, parameters: list[nn.Parameter], loss_of: StepLoss) -> None:
-        optimizer = AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = AdamW(
+            parameters, lr=settings.learning_rate, betas=_BETAS, weight_decay=settings.weight_decay
+        )
         if self.optimizer_state:
             checkpoints.restore_optimizer(optimizer, self.optimizer_state)
             self.optimizer_state = {}
