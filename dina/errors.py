@@ -7,7 +7,13 @@ from collections.abc import Iterable
 
 
 class DinaError(Exception):
-    """A problem the user can mend. The command line prints its message without a traceback and exits with 2."""
+    """A problem the user can mend. The command line prints its message without a traceback.
+
+    Attributes:
+        exit_code: what the program ends with; 130 for errors that say the user stopped it.
+    """
+
+    exit_code = 2
 
 
 def advice(word: str, valid: Iterable[str]) -> str:

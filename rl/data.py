@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,6 +57,12 @@ class _Row(BaseModel):
     image: Any = None
     scene: dict[str, Any] | None = None
 
+    @field_validator("scene", mode="before")
+    @classmethod
+    def _from_text(cls, scene: Any) -> Any:
+        """Parquet columns have one type, so scenes of different make lie there as JSON texts."""
+        return json.loads(scene) if isinstance(scene, str) else scene
+
 
 _OWN_FIELDS = {"id", "task", "prompt", "grid", "image"}
 
@@ -87,7 +94,7 @@ def load_prompts(
     places: dict[str, str] = {}
     for path in [paths] if isinstance(paths, str | Path) else paths:
         for number, (place, row) in enumerate(read_rows(Path(path)), start=1):
-            prompt = _to_prompt(row, place, Path(path), number, draw, grid)
+            prompt = _to_prompt(row, place, Path(path), number, draw, grid, tags)
             if prompt.id in places:
                 raise DinaError(
                     f"{place}: id {prompt.id!r} is already that of {places[prompt.id]}; ids are unique"
@@ -120,7 +127,13 @@ def check_prompt_lengths(prompts: Sequence[Prompt], length: Callable[[Prompt], i
 
 
 def _to_prompt(
-    row: Row, place: str, path: Path, number: int, draw: Renderer | None, grid: Sequence[int] | None
+    row: Row,
+    place: str,
+    path: Path,
+    number: int,
+    draw: Renderer | None,
+    grid: Sequence[int] | None,
+    tags: Sequence[str] | None,
 ) -> Prompt:
     _refuse_misspelt(row, _Row, place)
     for clause in [*_clauses(row, "include"), *_clauses(row, "exclude")]:
@@ -134,12 +147,13 @@ def _to_prompt(
         raise DinaError(
             f'{place}: grid is required and not set, such as "grid": [8, 8]; or set data.grid for all'
         )
+    wanted = tags is None or (checked.tag or checked.task) in tags
     return Prompt(
         id=checked.id or f"{path.stem}-{number}",
         text=checked.prompt,
         task=checked.task,
         grid=(own_grid[0], own_grid[1]) if own_grid else None,
-        image=_picture(checked, place, path, draw) if checked.task == "vqa" else None,
+        image=_picture(checked, place, path, draw) if wanted and checked.task == "vqa" else None,
         columns={key: value for key, value in row.items() if key not in _OWN_FIELDS},
     )
 
@@ -183,7 +197,7 @@ def _load_picture(image: Any, place: str, path: Path) -> np.ndarray:
             raise DinaError(f"{place}: image: {file} cannot be read: {error}") from None
     if not isinstance(image, Image.Image):
         raise DinaError(f"{place}: image: must be a path or a picture, not {type(image).__name__}")
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))
 
 
 class PromptOrder:

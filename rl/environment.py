@@ -13,7 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 import dina
+from dina.errors import DinaError
 
 PACKAGES = (
     "torch",
@@ -44,8 +48,6 @@ def write_environment(folder: Path) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, git commit (where the package lies in a checkout), machine, threads, command and time."""
-    import torch
-
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "dina": dina.__version__,
@@ -106,10 +108,23 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        DinaError: the device cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DinaError(f"Device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return torch.device(name)
+
+
 def memory_gib() -> tuple[float, float]:
     """(total, available) main memory in GiB, within the limit of the container if there is one."""
-    import psutil
-
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
     limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))

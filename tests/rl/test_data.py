@@ -75,10 +75,11 @@ def test_a_question_gets_its_picture_from_a_file_or_a_scene(tmp_path: Path) -> N
         tmp_path,
         {"task": "vqa", "prompt": "what colour?", "answer": "red", "image": "red.png"},
         {"task": "vqa", "prompt": "what colour?", "answer": ["red"], "scene": {"objects": []}},
+        {"task": "vqa", "prompt": "what colour?", "answer": "red", "scene": '{"objects": []}'},
     )
     for renderer in (draw_red, f"{__name__}:draw_red"):
-        from_file, from_scene = load_prompts(file, renderer=renderer)
-        for prompt in (from_file, from_scene):
+        from_file, *from_scene = load_prompts(file, renderer=renderer)
+        for prompt in (from_file, *from_scene):
             assert prompt.image is not None and np.array_equal(prompt.image, RED)
             assert prompt.grid is None
         assert from_file.columns["answer"] == "red"
@@ -144,6 +145,7 @@ def test_a_picture_folder_is_read(tmp_path: Path) -> None:
         ),
         ({"prompt": "x", "task": "vqa", "answer": "3"}, "a vqa row needs the picture it asks about"),
         ({"prompt": "x", "task": "vqa", "image": "no.png"}, "p.jsonl:2: image: "),
+        ({"prompt": "x", "task": "vqa", "scene": "{"}, "p.jsonl:2: scene: "),
         ({"prompt": "x", "task": "vqa", "scene": {}}, "data.renderer (module:attr) must draw it"),
         ({"id": "a", "prompt": "x", "grid": [1, 1]}, "p.jsonl:2: id 'a' is already that of"),
     ],
@@ -179,6 +181,11 @@ def test_tags_choose_prompts_and_an_unknown_tag_is_an_error(tmp_path: Path) -> N
     )
     assert [prompt.text for prompt in load_prompts(file, tags=["colors"])] == ["colors", "colors"]
     assert "has the tag 'color'; did you mean 'colors'?" in problem(file, tags=["color"])
+
+
+def test_pictures_of_other_tags_are_not_needed(tmp_path: Path) -> None:
+    rows = ({"prompt": "x", "tag": "a", "grid": [1, 1]}, {"prompt": "x", "task": "vqa", "scene": {}})
+    assert len(load_prompts(jsonl(tmp_path, *rows), tags=["a"])) == 1
 
 
 def test_a_prompt_that_is_too_long_is_refused() -> None:
