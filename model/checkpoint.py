@@ -88,7 +88,9 @@ def _load(cls: type[M], folder: Path, dtype: torch.dtype) -> M:
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise DinaError(f"{folder}: the weights cannot be read ({error}); copy the checkpoint again") from error
+        raise DinaError(
+            f"{folder}: the weights cannot be read ({error}); copy the checkpoint again"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise DinaError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")

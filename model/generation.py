@@ -129,12 +129,7 @@ class _Batch:
         """The unconditional prompt in the engine's form: size tag and image start alone (spec §11.3)."""
         tags = (prompt.text_ids[0] == self.layout.size_start).nonzero()
         start = int(tags[-1]) if len(tags) else prompt.length - 1
-        return TokenStream(
-            prompt.text_ids[:, start:],
-            prompt.codes[:, start:],
-            prompt.attention_mask[:, start:],
-            prompt.actions[:, start:],
-        )
+        return prompt.after(start)
 
     def _forward(self) -> Tensor:
         """Hidden states ``[P, H]`` of the newest position of every cache row."""

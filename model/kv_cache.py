@@ -14,7 +14,9 @@ class RoomyLayer(DynamicLayer):
     ``DynamicLayer`` copies everything at every step; on a CPU that copy takes longer than the model.
     """
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.buffers = [_with_room(x, 0) for x in (key_states, value_states)]

@@ -61,12 +61,12 @@ class DinaForConditionalGeneration(PreTrainedModel):
         super().__init__(config)
         text_config = config.text_config
         self.model = AutoModel.from_config(text_config)
-        hidden = text_config.hidden_size
+        hidden, sizes = text_config.hidden_size, list(config.codebook_sizes)
         self.model.visual_tokenizer = VisualEmbedding(
             CodeEmbedding(
                 hidden,
                 config.visual_embedding_layer_intermediate_size,
-                config.codebook_sizes,
+                sizes,
                 config.visual_offset,
                 config.visual_embedding_layer_hidden_act,
                 config.visual_embedding_layer_eps,
@@ -81,7 +81,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
             config.image_head_transformer_dims,
             config.image_head_transformer_layers,
             config.image_head_transformer_ffn_scale,
-            config.codebook_sizes,
+            sizes,
             config.image_head_head_dim,
             config.image_head_eps,
             config.image_head_unused_bias,
@@ -248,9 +248,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
         rows, times = stream.actions[..., 1].nonzero(as_tuple=True)
         if len(rows):
             other = None if uncond is None else uncond[rows, times - 1]
-            parts = self._code_likelihood(
-                hidden[rows, times - 1], other, stream.codes[rows, times], sampling
-            )
+            parts = self._code_likelihood(hidden[rows, times - 1], other, stream.codes[rows, times], sampling)
             channels = torch.arange(1, 1 + stream.levels, device=rows.device)
             index = (rows[:, None], times[:, None], channels[None])
             logp, entropy = (x.index_put(index, y) for x, y in zip((logp, entropy), parts, strict=True))
@@ -294,12 +292,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
             tags = (stream.text_ids[row, :first] == self.config.image_size_start_token_id).nonzero()
             start = int(tags[-1]) if len(tags) else 0
             starts.append(start)
-            tail = TokenStream(
-                *(x[row : row + 1, start:] for x in (stream.text_ids, stream.codes)),
-                attention_mask=stream.attention_mask[row : row + 1, start:],
-                actions=stream.actions[row : row + 1, start:],
-            )
-            parts.append(tail)
+            parts.append(stream.select([row]).after(start))
         hidden = self.backbone(TokenStream.collate(parts, self.config.pad_token_id or 0)).last_hidden_state
         rows = [F.pad(hidden[i], (0, 0, start, 0))[: stream.length] for i, start in enumerate(starts)]
         return pad_rows(rows, 0.0)

@@ -94,7 +94,9 @@ class DinaProcessor(ProcessorMixin):
     def _special(self, token: str) -> int:
         index = self.tokenizer.convert_tokens_to_ids(token)
         if index is None or index == self.tokenizer.unk_token_id:
-            raise DinaError(f"the text tokenizer has no special token {token}; add it before building the processor")
+            raise DinaError(
+                f"the text tokenizer has no special token {token}; add it before building the processor"
+            )
         return index
 
     def encode_text(self, text: str) -> list[int]:
@@ -173,7 +175,10 @@ class _RowBuilder:
             raise DinaError(f"unknown role {role!r}; roles are {', '.join(self.p.roles)}")
         spoken = role == "assistant"
         self.text([self.p.roles[role]])
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        parts: list[dict[str, Any]] = (
+            content if isinstance(content, list) else [{"type": "text", "text": content}]
+        )
+        for part in parts:
             if part["type"] == "text":
                 self.text(self.p.encode_text(part["text"]), learn=spoken)
             elif spoken:

@@ -70,6 +70,15 @@ class TokenStream:
             self.actions[index, real][None],
         )
 
+    def after(self, start: int) -> TokenStream:
+        """The positions from ``start`` on."""
+        return TokenStream(
+            self.text_ids[:, start:],
+            self.codes[:, start:],
+            self.attention_mask[:, start:],
+            self.actions[:, start:],
+        )
+
     @classmethod
     def from_prompt(cls, text_ids: Sequence[int], codes: Tensor) -> TokenStream:
         """A single row without actions. ``codes``: ``[T, L]``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,8 +118,9 @@ class Learner:
             entropy_coef=algorithm.entropy_coef,
         )
         decayed, plain = _by_weight_decay(model)
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
+            groups,
             lr=optim.learning_rate,
             betas=(optim.adam_beta1, optim.adam_beta2),
             eps=optim.adam_epsilon,
@@ -136,8 +138,17 @@ class Learner:
         logp, entropy = self._likelihood(self.model, stream)
         reference = self._likelihood(self.reference, stream)[0] if self.reference is not None else None
         sampler = pad_rows([s.logps for s in samples], 0.0)
-        given = (x.to(self.model.device) for x in (sampler, rewards, advantages, valid))
-        return Batch(stream, *given, logp, entropy, reference)
+        device = self.model.device
+        return Batch(
+            stream,
+            sampler.to(device),
+            rewards.to(device),
+            advantages.to(device),
+            valid.to(device),
+            logp,
+            entropy,
+            reference,
+        )
 
     def update(self, batch: Batch, step: int) -> UpdateResult:
         """Runs ``num_iterations × minibatches`` updates; the minibatches of a step depend on its number alone."""
@@ -151,7 +162,7 @@ class Learner:
                 norm = self._update_minibatch(batch.select(part), part, result, log_filters=iteration == 0)
                 norms += [norm] if norm is not None else []
         result.metrics |= {
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": float(self.scheduler.get_last_lr()[0]),
             "updates/taken": float(result.steps),
             "updates/skipped": float(result.skipped),
         }

@@ -29,8 +29,8 @@ from dina.rewards.suite import RewardSuite
 from dina.rl.checkpoints import Checkpoints, find_checkpoint
 from dina.rl.config import TrainConfig
 from dina.rl.data import PromptOrder, check_prompt_lengths, load_prompts
-from dina.rl.learner import Batch, Learner, UpdateResult
 from dina.rl.environment import write_environment
+from dina.rl.learner import Batch, Learner, UpdateResult
 from dina.rl.metrics import MetricsLogger
 from dina.rl.recipe import dump_recipe
 from dina.rl.training_state import load_training_state, save_training_state
@@ -87,6 +87,7 @@ class Trainer:
         self._check_prompts(self.prompts)
         self.order = PromptOrder(self.prompts, config.run.seed, data.sampling)
         self.suite = RewardSuite([RewardSpec(**spec.model_dump()) for spec in config.rewards])
+        self.judge: RewardJudge | None = None
         self.finished = 0
         self.skipped_in_a_row = 0
 
@@ -118,13 +119,13 @@ class Trainer:
         return {**metrics, **times.metrics(), "step_time": time.perf_counter() - start}
 
     def evaluate(self) -> dict[str, float]:
-        """Scores the weights as they are on ``data.eval``: ``eval/overall`` and ``eval/<tag>`` in 0..1."""
+        """Scores the weights as they are on ``data.eval``: ``eval/overall``, ``eval/<tag>`` and more, in 0..1."""
         data = self.config.data
         assert data.eval is not None
+        if self.judge is None:
+            self.judge = RewardJudge()
         prompts = load_prompts(data.eval, renderer=data.renderer, grid=data.grid)
-        result = run_benchmark(self.engine, prompts, RewardJudge())
-        scores = {f"eval/{tag}": result.category(tag).estimate for tag in result.tags}
-        return {"eval/overall": result.overall.estimate, **scores}
+        return run_benchmark(self.engine, prompts, self.judge).metrics()
 
     def _load(self, path: Path) -> Checkpoint:
         return load_checkpoint(path, getattr(torch, self.config.run.dtype), self.device)
@@ -212,6 +213,8 @@ class Trainer:
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def close(self) -> None:
+        if self.judge is not None:
+            self.judge.close()
         self.suite.close()
         self.engine.close()
 
@@ -260,7 +263,7 @@ def _run(trainer: Trainer, checkpoints: Checkpoints, metrics: MetricsLogger, sto
         score = None
         if data.eval_steps and (number % data.eval_steps == 0 or number == run.max_steps):
             values |= trainer.evaluate()
-            score = values["eval/overall"]
+            score = values.get("eval/overall")
         metrics.log(number, values)
         due = run.save_steps and number % run.save_steps == 0
         if due or number == run.max_steps or stop.requested:

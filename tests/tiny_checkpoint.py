@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from dina.model.checkpoint import Checkpoint, save_checkpoint
 from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.processor import DinaProcessor
 from dina.model.text_tokenizer import train_text_tokenizer
 from dina.model.vision_config import DinaVisionConfig
 from dina.model.visual_tokenizer import DinaVisualTokenizer
-
 from tests.model.tiny import CODEBOOKS, tiny_config
 
 TEXT_ROWS = 288

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from dina.model.depth_head import DepthHead
 from dina.model.embeddings import CodeEmbedding
 from dina.model.sampling import guide
-from torch import Tensor, nn
-
 from tests.golden import load_golden, relative_error, weights_of
 
 

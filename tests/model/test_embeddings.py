@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import torch
-from dina.model.embeddings import CodeEmbedding
 from torch import nn
 
+from dina.model.embeddings import CodeEmbedding
 from tests.golden import load_golden, relative_error, weights_of
 
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from dina.model.generation import Generation, GenerationRequest, generate
 from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
-
 from tests.model.tiny import drawing_prompt, picture_prompt, text_prompt, tiny_model
 
 

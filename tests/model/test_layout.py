@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from dina.model.layout import ImageLayout
 
+from dina.model.layout import ImageLayout
 from tests.golden import load_golden
 
 LAYOUT = ImageLayout(start=131106, end=131107, pad=131108, newline=131109, size_start=131090, size_end=131091)

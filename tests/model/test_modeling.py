@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
 from dina.model import modeling
 from dina.model.config import DinaConfig
 from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
-
 from tests.model.tiny import CODEBOOKS, drawing_prompt, picture_prompt, text_prompt, tiny_config, tiny_model
 
 BACKBONES = [("qwen2", False), ("qwen2", True), ("llama", False), ("llama", True)]
@@ -70,7 +70,9 @@ def test_parameter_names_are_those_of_the_public_checkpoint() -> None:
         "visual_head.transformer_layers.1.self_attention.k_proj.weight",
         "visual_head.transformer_layers.1.linear2.weight",
     } <= names
-    assert not any(name.endswith(("linear1.bias", "linear2.bias", "k_proj.bias")) for name in names if "head" in name)
+    assert not any(
+        name.endswith(("linear1.bias", "linear2.bias", "k_proj.bias")) for name in names if "head" in name
+    )
 
 
 def test_a_checkpoint_with_the_unused_biases_loads(tmp_path: Path) -> None:

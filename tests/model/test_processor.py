@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from dina.errors import DinaError
 from dina.model.processor import EOS, DinaProcessor
 from dina.model.text_tokenizer import train_text_tokenizer
@@ -49,7 +50,10 @@ def test_only_what_the_assistant_says_or_draws_is_learnt(processor: DinaProcesso
     encoding = processor.encode(
         [
             {"role": "system", "content": "be brief"},
-            {"role": "user", "content": [{"type": "image", "codes": codes(1, 2)}, {"type": "text", "text": "q"}]},
+            {
+                "role": "user",
+                "content": [{"type": "image", "codes": codes(1, 2)}, {"type": "text", "text": "q"}],
+            },
             {"role": "assistant", "content": "two"},
             {"role": "user", "content": "draw"},
             {"role": "assistant", "content": [{"type": "image", "codes": codes(2, 2)}]},

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from dina.model.sampling import (
     counter_gumbel,
     draw,
@@ -12,7 +13,6 @@ from dina.model.sampling import (
     penalise_repeats,
     shape_logits,
 )
-
 from tests.golden import load_golden
 
 CONVENTIONS = [("engine", "all", True), ("hf_masked", "kept", True), ("hf", "kept", False)]
@@ -27,9 +27,7 @@ def test_truncation_matches_the_reference(name: str, top_p_over: str, masked: bo
         if masked:
             logits[:, metadata["codebook_size"]] = -math.inf
         logits = penalise_repeats(logits, tensors["in.past_codes"], combo["repetition_penalty"])
-        probs = shape_logits(
-            logits, combo["temperature"], combo["top_k"], combo["top_p"], top_p_over
-        ).exp()
+        probs = shape_logits(logits, combo["temperature"], combo["top_k"], combo["top_p"], top_p_over).exp()
         expected = tensors[f"out.{name}.{index}.probs"]
         assert (probs - expected).abs().max() < 1e-5
         if f"out.{name}.{index}.support" in tensors:

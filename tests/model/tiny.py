@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from dina.model.config import DinaConfig
 from dina.model.layout import ImageLayout
 from dina.model.modeling import DinaForConditionalGeneration
@@ -36,7 +37,14 @@ def tiny_config(backbone: str = "qwen2", tied: bool = False, **changes: Any) -> 
         "image_head_head_dim": 8,
         "tie_word_embeddings": tied,
     }
-    specials = ["image_start", "image_end", "image_pad", "image_newline", "image_size_start", "image_size_end"]
+    specials = [
+        "image_start",
+        "image_end",
+        "image_pad",
+        "image_newline",
+        "image_size_start",
+        "image_size_end",
+    ]
     fields |= {f"{name}_token_id": 32 + i for i, name in enumerate(specials)}
     return DinaConfig(**{**fields, **changes})
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from dina.errors import DinaError
 from dina.model.checkpoint import load_checkpoint
 from dina.rl.config import TrainConfig
 from dina.rl.loop import Trainer, train
 from dina.rollout.protocol import Sample
-from safetensors.torch import load_file
-
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 PROMPTS = [f"a red star {i}" for i in range(7)]
@@ -37,7 +37,12 @@ def recipe(start: Path, out: Path, **changes: Any) -> TrainConfig:
         "data": {"train": str(start / "train.jsonl")},
         "algorithm": {"num_generations": 4, "prompts_per_step": 3, "minibatches": 2, "num_iterations": 2},
         "filters": {"entropy_k": 2.0, "mismatch_tau": 0.1},
-        "optim": {"learning_rate": 1e-2, "micro_batch_size": 4, "warmup_steps": 2, "lr_scheduler_type": "cosine"},
+        "optim": {
+            "learning_rate": 1e-2,
+            "micro_batch_size": 4,
+            "warmup_steps": 2,
+            "lr_scheduler_type": "cosine",
+        },
         "rewards": [{"use": "tests.rl.rewards:red"}],
     }
     for key, value in changes.items():
@@ -71,7 +76,7 @@ def test_the_folder_is_complete(whole_run: Path) -> None:
 
 def test_metrics_carry_the_agreed_names(whole_run: Path) -> None:
     names = set(metrics_of(whole_run)[0])
-    level_names = {f"level_{l}/{m}" for l in range(3) for m in ("entropy", "logp_diff", "clip_ratio")}
+    level_names = {f"level_{level}/{m}" for level in range(3) for m in ("entropy", "logp_diff", "clip_ratio")}
     assert level_names <= names
     assert {
         "reward",
