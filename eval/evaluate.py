@@ -80,10 +80,13 @@ def compare_checkpoints(
     Where both lie inside run folders, what differs between the runs' ``config.yaml`` is listed.
 
     Args:
+        before, after: checkpoint folders, or results that ``evaluate_checkpoint`` saved (``evaluation.json``).
         out: a folder that gets ``before.json``, ``after.json``, ``comparison.json`` and the pictures.
     """
     first, second = (
-        evaluate_checkpoint(path, prompts, judge, settings, open_engine=open_engine, console=console)
+        BenchmarkResult.load(path)
+        if path.suffix == ".json"
+        else evaluate_checkpoint(path, prompts, judge, settings, open_engine=open_engine, console=console)
         for path in (before, after)
     )
     configs = run_config(before), run_config(after)

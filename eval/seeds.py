@@ -1,9 +1,15 @@
-"""Pools comparisons over training seeds, and sets kinds of run (GRPO, controls) side by side."""
+"""Pools comparisons over training seeds, and sets kinds of run (GRPO, controls) side by side.
+
+``python -m dina.eval.seeds "GRPO=runs/a-0,runs/a-1" "continued SFT=runs/b-0,runs/b-1"`` prints the table; the
+folders are those that ``dina compare --out`` wrote. The first kind is set against every other.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dina.errors import DinaError
@@ -133,3 +139,25 @@ def _aligned(comparisons: Sequence[Comparison]) -> tuple[list[Columns], list[Col
 
 def _mean(scores: Columns) -> float:
     return sum(sum(values) / len(values) for values in scores.values()) / len(scores)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the table of ``name=folder,folder,…`` arguments, and what the first kind gained over the others."""
+    arms = {}
+    for argument in arguments:
+        name, _, folders = argument.partition("=")
+        arms[name] = [Comparison.load(Path(folder)) for folder in folders.split(",")]
+    print(markdown_table(arms))
+    first, *others = arms
+    for name in others:
+        more = gain_over_control(arms[first], arms[name])
+        print(f"{first} gained {points(more.mean)} {points_range(more)} points more than {name}.")
+    for name, comparisons in arms.items():
+        kept = ", ".join(
+            f"unique {c.unique_ratio_kept:.2f}, colours {c.colour_similarity:.2f}" for c in comparisons
+        )
+        print(f"{name}, pictures after against before: {kept}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -111,6 +111,24 @@ def program(
 
 
 @app.command()
+def quickstart(overrides: Overrides = None) -> None:
+    """Trains the shipped small model for a few minutes and shows what became better.
+
+    Runs real GRPO steps of the recipe scenes/quickstart, compares the first and last weights on prompts that
+    training never saw, and writes a report. The run lies in runs/quickstart.
+
+    [bold]Examples[/bold]
+
+    dina quickstart
+
+    dina quickstart run.max_steps=60 optim.learning_rate=1e-4
+    """
+    from dina.rl.quickstart import quickstart as run
+
+    run(overrides or [])
+
+
+@app.command()
 def train(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="As for other commands; --resume does without")
@@ -293,8 +311,10 @@ def evaluate(
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="Checkpoint folder")],
-    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Checkpoint folder")],
+    before: Annotated[
+        Path, typer.Argument(metavar="BEFORE", help="Checkpoint folder, or an evaluation.json")
+    ],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="Checkpoint folder, or an evaluation.json")],
     prompts: PromptFiles = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, the numbers and the pictures")] = Path(
         "runs/compare"
@@ -318,13 +338,15 @@ def compare(
     [bold]Examples[/bold]
 
     dina compare runs/sft/final runs/t2i_grpo/checkpoints/step_100 --n-per-prompt 2
+
+    dina compare runs/evaluate/evaluation.json runs/t2i_grpo/checkpoints/step_100
     """
     from dina.eval.evaluate import compare_checkpoints, open_torch_engine
     from dina.eval.report import write_report
     from dina.eval.tables import print_comparison
 
     for path in (before, after):
-        _require_checkpoint(path)
+        _require_checkpoint_or_result(path)
     comparison = compare_checkpoints(
         before,
         after,
@@ -392,9 +414,9 @@ def _run_folder(resume: Path) -> Path:
     raise DinaError(f"{resume} belongs to no run: there is no config.yaml; name the recipe as well")
 
 
-def _require_checkpoint(path: Path) -> None:
+def _require_checkpoint_or_result(path: Path) -> None:
     """Refuses at once what would only be found missing after minutes of work on the other one."""
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not (path.suffix == ".json" and path.is_file()):
         raise DinaError(f"{path} is not there or is no checkpoint folder: it has no config.json")
 
 

@@ -29,7 +29,7 @@ from dina.rewards.suite import RewardSuite
 from dina.rl.checkpoints import Checkpoints, find_checkpoint
 from dina.rl.config import TrainConfig
 from dina.rl.data import PromptOrder, check_prompt_lengths, load_prompts
-from dina.rl.environment import write_environment
+from dina.rl.environment import pick_device, write_environment
 from dina.rl.learner import Batch, Learner, UpdateResult
 from dina.rl.metrics import MetricsLogger
 from dina.rl.recipe import dump_recipe
@@ -289,13 +289,6 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
         log.warning("finishing this step, then saving; press Ctrl-C again to stop at once")
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device if there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def completion_metrics(samples: Sequence[Sample]) -> dict[str, float]:
