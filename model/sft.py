@@ -17,6 +17,7 @@ import yaml
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -46,6 +47,7 @@ class DinaSFTTrainer(SFTTrainer):
     """
 
     loss_is_scaled_for_ga = False
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -234,9 +236,11 @@ def _run_stage(
         return
     last = _last_checkpoint(folder) if resume else None
     lora = recipe.lora if stage.trainable == "all" else None
-    _set_trainable(checkpoint.model, stage.trainable)
+    mask = _set_trainable(checkpoint.model, stage.trainable)
     trainer, stopper = _trainer(recipe, stage, checkpoint, train, evaluation, first_step, lora, folder)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if mask is not None:
+        mask.remove()
     if stopper.stopped and trainer.state.global_step < stage.max_steps:
         raise TrainingStoppedError(
             f"stopped in stage {stage.name} at step {trainer.state.global_step}; resume the run to continue"
@@ -267,18 +271,20 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
-def _set_trainable(model: DinaForConditionalGeneration, which: str) -> None:
-    """Freezes the backbone for alignment: code and special rows, pre-buffer and depth head stay free."""
+def _set_trainable(model: DinaForConditionalGeneration, which: str) -> RemovableHandle | None:
+    """Freezes the backbone for alignment: code and special rows, pre-buffer and depth head stay free.
+
+    Returns the hook that masks the gradient of the text rows; remove it after the stage.
+    """
     model.requires_grad_(which == "all")
-    table = model.get_input_embeddings().weight
-    for hook in list((table._backward_hooks or {}).keys()):
-        del table._backward_hooks[hook]
     if which == "all":
-        return
+        return None
     for part in (model.visual_head, model.code_embedding, model.get_input_embeddings()):
         part.requires_grad_(True)
     text_rows = model.config.text_vocab_size
-    table.register_hook(lambda grad: torch.cat([torch.zeros_like(grad[:text_rows]), grad[text_rows:]]))
+    return model.get_input_embeddings().weight.register_hook(
+        lambda grad: torch.cat([torch.zeros_like(grad[:text_rows]), grad[text_rows:]])
+    )
 
 
 def _trainer(

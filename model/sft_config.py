@@ -125,6 +125,12 @@ class SftRecipe(_Strict):
     )
 
     @model_validator(mode="after")
+    def _muon_alone(self) -> SftRecipe:
+        if self.deepspeed is not None and self.optim.name == "muon":
+            raise ValueError("DeepSpeed shards AdamW, not muon; set optim.name to adamw")
+        return self
+
+    @model_validator(mode="after")
     def _distinct_stages(self) -> SftRecipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):

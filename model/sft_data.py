@@ -81,7 +81,7 @@ def encode_rows(
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         codes = visual_tokenizer.encode([_pixels(image) for image in batch["image"]])
-        columns: dict[str, list[Any]] = {name: [] for name in _FEATURES}
+        columns: dict[str, list[Any]] = {name: [] for name in (*_LISTS, *_NUMBERS)}
         for row, index in enumerate(indices):
             task, prompt, answer = (batch[name][row] for name in ("task", "prompt", "answer"))
             encoding = _encode_row(processor, task, prompt, answer, codes[row].cpu(), index)
@@ -112,12 +112,13 @@ def encode_rows(
     return encoded.with_format("numpy")
 
 
-_FEATURES = ("input_ids", "labels", "codes", "code_labels", "length", "task", "tag_start")
+_LISTS = ("input_ids", "labels", "codes", "code_labels")
+_NUMBERS = ("length", "task", "tag_start")
 
 
 def _features() -> Features:
-    lists = {name: ListOf(Value("int32")) for name in _FEATURES[:4]}
-    return Features({**lists, **{name: Value("int32") for name in _FEATURES[4:]}})
+    lists = {name: ListOf(Value("int32")) for name in _LISTS}
+    return Features({**lists, **{name: Value("int32") for name in _NUMBERS}})
 
 
 def _pixels(image: Any) -> Tensor:
@@ -143,7 +144,7 @@ def _encode_row(
 
 def _example(encoding: Encoding, task: str, processor: DinaProcessor) -> dict[str, Any]:
     ids = encoding.text_ids.numpy()
-    tags = np.flatnonzero(ids == processor.layout.size_start) if task == "t2i" else ()
+    tags = np.flatnonzero((ids == processor.layout.size_start) & (task == "t2i"))
     return {
         "input_ids": ids,
         "labels": encoding.labels.numpy(),
@@ -269,7 +270,7 @@ class PlannedRows(torch.utils.data.Dataset):
         return [self._example(batch, i, int(start)) for i, start in enumerate(starts)]
 
     def _example(self, batch: dict[str, Any], index: int, start: int) -> dict[str, np.ndarray]:
-        flat = {name: batch[name][index] for name in ("input_ids", "labels", "codes", "code_labels")}
+        flat = {name: batch[name][index] for name in _LISTS}
         for name in ("codes", "code_labels"):
             flat[name] = flat[name].reshape(-1, self.levels)
         return {name: value[start:] for name, value in flat.items()}
