@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from dina import __version__
 from dina.errors import DinaError
+from dina.rl.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -57,6 +58,7 @@ def main() -> None:
     """Entry point of the program: exits with 0, 2 for an error the user can mend, 130 after Ctrl-C."""
     # Reading a checkpoint takes a moment; its progress bar would only break up the lines that matter.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    keep_freed_memory()
     app(prog_name="dina")
 
 

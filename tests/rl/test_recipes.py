@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dina.model.sft_config import SftRecipe
+from dina.model.tokenizer_config import TokenizerRecipe
+from dina.rl.config import TrainConfig
+from dina.rl.recipe import load_recipe, recipe_names
+from pydantic import BaseModel
+
+KINDS: dict[str, type[BaseModel]] = {
+    "scenes/tokenizer": TokenizerRecipe,
+    "scenes/sft": SftRecipe,
+    "scenes/sft_more": SftRecipe,
+    "scenes/t2i_grpo": TrainConfig,
+    "scenes/quickstart": TrainConfig,
+}
+
+
+def test_every_shipped_recipe_is_known_here() -> None:
+    assert recipe_names() == sorted(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_shipped_recipes_are_valid(name: str) -> None:
+    load_recipe(name, [], KINDS[name])
+
+
+@pytest.mark.parametrize("name", ["scenes/t2i_grpo", "scenes/quickstart"])
+def test_shipped_training_starts_from_files_that_ship(name: str) -> None:
+    config = load_recipe(name, [], TrainConfig)
+    assert isinstance(config.data.train, str)
+    assert Path(config.data.train).is_file()
+    assert (Path(config.model.path) / "model.safetensors").is_file()
