@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from dina.rl.cli import app
 from dina.rl.config import TrainConfig
 from dina.rl.recipe import load_recipe
 from tests.tiny_checkpoint import save_tiny_checkpoint
+
+EXPLAINED = ("quickstart", "train", "sft", "tokenizer", "generate", "evaluate", "compare")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -66,22 +67,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_comes_at_once_and_names_every_command() -> None:
-    started = time.perf_counter()
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     program = [sys.executable, "-m", "dina.rl.cli", "--help"]
     out = subprocess.run(program, capture_output=True, text=True, check=True).stdout
-    assert time.perf_counter() - started < 5
-    for command in ("train", "sft", "tokenizer", "generate", "evaluate", "compare", "rewards", "doctor"):
+    for command in (*EXPLAINED, "rewards", "doctor"):
         assert f" {command} " in out
     slow = "import sys, dina.rl.cli; assert not {'torch', 'transformers', 'numpy', 'yaml'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", slow], check=True)
 
 
 def test_every_command_explains_itself_with_an_example() -> None:
-    for command in ("train", "sft", "tokenizer", "generate", "evaluate", "compare"):
+    for command in EXPLAINED:
         code, out, error = run(command, "--help")
         assert code == 0, error
-        assert f"dina {command} " in out.split("Examples")[1]
+        assert f"dina {command}" in out.split("Examples")[1]
 
 
 def test_the_version_is_that_of_the_package() -> None:
