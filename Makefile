@@ -34,7 +34,7 @@ $(STAMP): requirements.txt pyproject.toml
 		fi; \
 	fi
 	@echo "Installing the pinned packages (about 8 GB; minutes the first time, seconds afterwards)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
