@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 class TrainingStoppedError(DinaError):
     """The user stopped the run; its last checkpoint can be resumed from."""
+
+    exit_code = 130
 
 
 class DinaSFTTrainer(SFTTrainer):
@@ -197,7 +200,8 @@ def run_sft(recipe: SftRecipe, resume: bool = False) -> Path:
     for stage in recipe.stages:
         _run_stage(recipe, stage, checkpoint, train, evaluation, first_step, resume)
         first_step += stage.max_steps
-    save_checkpoint(checkpoint, run / "final", getattr(torch, recipe.save_dtype))
+    if PartialState().is_main_process:
+        save_checkpoint(checkpoint, run / "final", getattr(torch, recipe.save_dtype))
     return run / "final"
 
 
@@ -360,6 +364,7 @@ def _arguments(recipe: SftRecipe, stage: StageConfig, folder: Path, evaluates: b
         torch_compile=recipe.compile,
         deepspeed=str(recipe.deepspeed) if isinstance(recipe.deepspeed, Path) else recipe.deepspeed,
         seed=recipe.seed,
+        use_cpu=not torch.cuda.is_available(),  # without it, several CPU ranks would not find each other
         train_sampling_strategy="sequential",
         dataloader_num_workers=recipe.data.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),

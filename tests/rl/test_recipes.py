@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+
 from dina.model.sft_config import SftRecipe
 from dina.model.tokenizer_config import TokenizerRecipe
 from dina.rl.config import TrainConfig
 from dina.rl.recipe import load_recipe, recipe_names
-from pydantic import BaseModel
 
 KINDS: dict[str, type[BaseModel]] = {
     "scenes/tokenizer": TokenizerRecipe,
