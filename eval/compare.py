@@ -163,6 +163,13 @@ def _check_same(before: BenchmarkResult, after: BenchmarkResult) -> None:
         raise DinaError(
             f"Scored by different rules: {before.label!r} and {after.label!r}. Evaluate both again."
         )
+    for key in ("pictures", "answers"):
+        drawn = before.settings.get(key), after.settings.get(key)
+        if drawn[0] != drawn[1]:
+            raise DinaError(
+                f"The {key} of the two results were drawn differently ({drawn[0]} and {drawn[1]}). "
+                "Evaluate both with the same sampling."
+            )
     first = {row.sample: (row.seed, row.prompt) for row in before.rows}
     second = {row.sample: (row.seed, row.prompt) for row in after.rows}
     if first == second:

@@ -44,7 +44,7 @@ def load_checkpoint(
     _require(folder, "config.json", "a checkpoint")
     _require(folder / VISUAL_TOKENIZER, "config.json", "the visual tokenizer of a checkpoint")
     model = _load(DinaForConditionalGeneration, folder, dtype)
-    processor = DinaProcessor.from_pretrained(folder)
+    processor = _load_processor(folder)
     if processor.codebook_sizes != model.config.codebook_sizes:
         raise DinaError(
             f"{folder}: the processor was made for codebooks {processor.codebook_sizes}, the model for "
@@ -73,6 +73,16 @@ def save_policy(
     """Writes ``config.json`` and ``model.safetensors`` alone."""
     state = {k: v.to(dtype) if dtype else v for k, v in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
+
+
+def _load_processor(folder: Path) -> DinaProcessor:
+    try:
+        return DinaProcessor.from_pretrained(folder)
+    # A cut-off file ends in whatever its parser raises: JSON errors, missing keys, the tokenizers' bare Exception.
+    except Exception as error:
+        raise DinaError(
+            f"{folder}: the processor or its text tokenizer cannot be read ({error}); copy the checkpoint again"
+        ) from error
 
 
 def _require(folder: Path, name: str, what: str) -> None:

@@ -160,7 +160,9 @@ def train(
     changes = list(overrides or [])
     if resume is not None and (recipe is None or "=" in recipe):
         changes = [*([recipe] if recipe else []), *changes]
-        recipe = str(_run_folder(resume) / "config.yaml")
+        from dina.rl.resume import run_folder
+
+        recipe = str(run_folder(resume) / "config.yaml")
     if recipe is None:
         raise DinaError("Name a recipe, such as scenes/t2i_grpo, or a run to go on with: --resume runs/NAME")
     config = load_recipe(recipe, changes, TrainConfig)
@@ -406,14 +408,6 @@ def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table, markup=False)
-
-
-def _run_folder(resume: Path) -> Path:
-    """The run that ``--resume`` names by its folder or by one of its checkpoints."""
-    for folder in (resume, *resume.resolve().parents[:2]):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise DinaError(f"{resume} belongs to no run: there is no config.yaml; name the recipe as well")
 
 
 def _require_checkpoint_or_result(path: Path) -> None:

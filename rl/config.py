@@ -41,7 +41,9 @@ class RunConfig(Section):
     wandb_project: str = Field("dina", description="W&B project")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null leaves torch's choice")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:1")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the policy's weights")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 computes under autocast; weights stay float32"
+    )
     max_skipped_updates: int = Field(
         8, ge=1, description="minibatches in a row without a sequence to learn from, before the run stops"
     )
@@ -70,6 +72,11 @@ class DataConfig(Section):
     )
     eval: str | list[str] | None = Field(None, description="prompts to evaluate on during the run")
     eval_steps: int = Field(0, ge=0, description="evaluate every n steps; 0: never")
+    detector: str = Field(
+        "dina.recipes.scenes.detector:ShapeDetector",
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="module:attr that sees objects in evaluated pictures",
+    )
     max_prompt_length: int | None = Field(
         None, ge=1, description="longest prompt in tokens; longer is an error"
     )

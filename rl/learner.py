@@ -19,7 +19,8 @@ from dina.policies.filters import Drop, combine_filters, entropy_filter, mismatc
 from dina.policies.losses import Denominators, LossConfig, policy_loss, resolve_channel_weights
 from dina.policies.stats import StatSums
 from dina.rl.config import TrainConfig
-from dina.rollout.protocol import Sample
+from dina.rollout.protocol import Sample, derive_seed
+from dina.rollout.torch_engine import autocast
 
 
 @dataclass
@@ -104,6 +105,8 @@ class Learner:
         reference: DinaForConditionalGeneration | None = None,
     ) -> None:
         self.model, self.config, self.sampling, self.reference = model, config, sampling, reference
+        # Dropout stays off: it would change the probabilities that the ratio compares.
+        model.eval()
         algorithm, optim = config.algorithm, config.optim
         self.weights = resolve_channel_weights(
             algorithm.level_weights, algorithm.text_weight, model.config.levels
@@ -155,7 +158,7 @@ class Learner:
         algorithm = self.config.algorithm
         result = UpdateResult(StatSums(), {}, [], 0, 0)
         norms: list[float] = []
-        order = torch.Generator().manual_seed(hash((self.config.run.seed, step)) & (2**63 - 1))
+        order = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "minibatches", step))
         for iteration in range(algorithm.num_iterations):
             rows = torch.randperm(batch.stream.batch_size, generator=order)
             for part in rows.chunk(algorithm.minibatches):
@@ -189,11 +192,11 @@ class Learner:
             correction.clip_min,
         )
         result.stats.merge(importance.stats)
-        self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         for micro in _micro_batches(batch.stream.batch_size, self.config.optim.micro_batch_size):
             piece = batch.select(micro)
-            logp, entropy = self.model.log_probs_and_entropy(piece.stream, self.sampling)
+            with self._precision():
+                logp, entropy = self.model.log_probs_and_entropy(piece.stream, self.sampling)
             output = policy_loss(
                 logp,
                 piece.actor_logp,
@@ -239,13 +242,16 @@ class Learner:
             result.dropped += [Dropped(int(rows[drop.sequence]), drop) for drop in combined.drops]
         return combined.keep
 
+    def _precision(self) -> torch.autocast:
+        return autocast(self.model.device, self.config.run.dtype)
+
     @torch.no_grad()
     def _likelihood(self, model: DinaForConditionalGeneration, stream: TokenStream) -> tuple[Tensor, Tensor]:
-        model.eval()
-        pieces = [
-            model.log_probs_and_entropy(stream.select(rows), self.sampling)
-            for rows in _micro_batches(stream.batch_size, self.config.optim.micro_batch_size)
-        ]
+        with self._precision():
+            pieces = [
+                model.log_probs_and_entropy(stream.select(rows), self.sampling)
+                for rows in _micro_batches(stream.batch_size, self.config.optim.micro_batch_size)
+            ]
         logp, entropy = zip(*pieces, strict=True)
         return torch.cat(logp), torch.cat(entropy)
 

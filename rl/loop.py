@@ -16,7 +16,7 @@ import torch
 from transformers import set_seed
 
 from dina.errors import DinaError
-from dina.eval.benchmark import run_benchmark
+from dina.eval.benchmark import BenchmarkSettings, run_benchmark
 from dina.eval.judge import RewardJudge
 from dina.eval.report import write_report
 from dina.eval.runs import save_samples
@@ -33,6 +33,7 @@ from dina.rl.environment import pick_device, write_environment
 from dina.rl.learner import Batch, Learner, UpdateResult
 from dina.rl.metrics import MetricsLogger
 from dina.rl.recipe import dump_recipe
+from dina.rl.resume import refuse_other_settings, run_folder
 from dina.rl.training_state import load_training_state, save_training_state
 from dina.rollout.protocol import Prompt, Request, Sample, derive_seed
 from dina.rollout.torch_engine import TorchEngine
@@ -80,7 +81,7 @@ class Trainer:
         self.device = pick_device(config.run.device)
         self.checkpoint = self._load(Path(config.model.path))
         reference = self._load(Path(config.model.path)).model if algorithm.beta > 0 else None
-        self.engine = TorchEngine(self.checkpoint, rollout.batch_size)
+        self.engine = TorchEngine(self.checkpoint, rollout.batch_size, config.run.dtype)
         self.learner = Learner(self.checkpoint.model, config, self.sampling, reference)
         data = config.data
         self.prompts = load_prompts(data.train, renderer=data.renderer, tags=data.tags, grid=data.grid)
@@ -106,7 +107,7 @@ class Trainer:
             update = self.learner.update(batch, number)
         with times.phase("sync"):
             self.engine.update_weights(self.checkpoint.model.named_parameters(), number)
-        self._stop_if_nothing_is_learnt(update)
+        self.skipped_in_a_row = 0 if update.steps else self.skipped_in_a_row + update.skipped
         metrics = {
             **advantages.stats.compute(),
             **scored.metrics(),
@@ -123,19 +124,20 @@ class Trainer:
         data = self.config.data
         assert data.eval is not None
         if self.judge is None:
-            self.judge = RewardJudge()
+            self.judge = RewardJudge(data.detector, data.detector)
         prompts = load_prompts(data.eval, renderer=data.renderer, grid=data.grid)
-        return run_benchmark(self.engine, prompts, self.judge).metrics()
+        settings = BenchmarkSettings(pictures=self.sampling)
+        return run_benchmark(self.engine, prompts, self.judge, settings).metrics()
 
     def _load(self, path: Path) -> Checkpoint:
-        return load_checkpoint(path, getattr(torch, self.config.run.dtype), self.device)
+        return load_checkpoint(path, device=self.device)
 
     def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Refuses prompts that cannot fit before anything is computed."""
-        context = self.checkpoint.model.config.text_config.max_position_embeddings
-        limit = min(self.config.data.max_prompt_length or context, context)
-        texts = [p for p in prompts if p.task == "t2i"]
-        check_prompt_lengths(texts, lambda p: len(self.checkpoint.processor.encode_text(p.text)), limit)
+        if limit := self.config.data.max_prompt_length:
+            encode = self.checkpoint.processor.encode_text
+            check_prompt_lengths(prompts, lambda p: len(encode(p.text)), limit)
+        self.engine.check_lengths(prompts, self.sampling)
 
     def _generate(self, number: int) -> list[Sample]:
         """``prompts_per_step`` groups of ``num_generations`` samples, in the order of their requests."""
@@ -158,21 +160,22 @@ class Trainer:
         rewards = torch.tensor([math.nan if r is None else r for r in scored.total], dtype=torch.float64)
         return self.learner.compare(samples, rewards, advantages.values.float(), advantages.valid)
 
-    def _stop_if_nothing_is_learnt(self, update: UpdateResult) -> None:
-        self.skipped_in_a_row = 0 if update.steps else self.skipped_in_a_row + update.skipped
+    def stop_if_nothing_is_learnt(self) -> None:
+        """Raises: DinaError: too many minibatches in a row took no optimizer step."""
         limit = self.config.run.max_skipped_updates
         if self.skipped_in_a_row >= limit:
             raise DinaError(
                 f"{self.skipped_in_a_row} minibatches in a row had no sequence to learn from (limit "
                 f"run.max_skipped_updates={limit}); loosen filters.entropy_k and filters.mismatch_tau, or look "
-                f"for failing rewards in {self.folder / 'metrics.jsonl'}"
+                f"for failing rewards; the reasons are in {self.folder / 'samples'}"
             )
 
     def _save_samples(
         self, number: int, samples: Sequence[Sample], scored: SuiteResult, update: UpdateResult
     ) -> None:
         every = self.config.run.sample_steps
-        if not every or number % every:
+        due = every and number % every == 0
+        if not due and update.steps:
             return
         reasons = [reward_reason(scored, i) for i in range(len(samples))]
         for dropped in update.dropped:
@@ -232,12 +235,15 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         DinaError: anything the user can mend, before or during the run. Earlier checkpoints stay intact.
         KeyboardInterrupt: stopped by Ctrl-C, after saving.
     """
-    folder = Path(config.run.output_dir)
-    if resume is None and (folder / "metrics.jsonl").exists():
-        raise DinaError(f"{folder} holds a run; resume it with --resume {folder}, or set run.output_dir")
-    trainer = Trainer(config, folder)
+    folder = Path(config.run.output_dir) if resume is None else run_folder(resume)
+    config.run.output_dir = str(folder)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.save_total_limit)
+    if resume is None and checkpoints.steps():
+        raise DinaError(f"{folder} holds a run; resume it with --resume {folder}, or set run.output_dir")
     if resume is not None:
+        refuse_other_settings(config, folder / "config.yaml")
+    trainer = Trainer(config, folder)
+    if resume is not None and checkpoints.steps():
         trainer.restore(find_checkpoint(resume))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_recipe(config), encoding="utf-8")
@@ -248,7 +254,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
             _run(trainer, checkpoints, metrics, stop)
     finally:
         trainer.close()
-    write_report(folder, run=folder)
+        write_report(folder, run=folder)
     if trainer.finished < config.run.max_steps:
         raise KeyboardInterrupt(f"stopped after step {trainer.finished}; go on with --resume {folder}")
     return folder
@@ -265,6 +271,7 @@ def _run(trainer: Trainer, checkpoints: Checkpoints, metrics: MetricsLogger, sto
             values |= trainer.evaluate()
             score = values.get("eval/overall")
         metrics.log(number, values)
+        trainer.stop_if_nothing_is_learnt()
         due = run.save_steps and number % run.save_steps == 0
         if due or number == run.max_steps or stop.requested:
             checkpoints.save(number, trainer.save, score)

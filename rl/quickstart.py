@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from dina.eval.compare import Comparison
-from dina.eval.evaluate import compare_checkpoints
+from dina.eval.evaluate import compare_checkpoints, open_torch_engine
 from dina.eval.judge import RewardJudge
 from dina.eval.report import EVALUATION_FOLDER, write_report
 from dina.eval.tables import print_comparison
 from dina.rl.config import TrainConfig
 from dina.rl.data import load_prompts
+from dina.rl.environment import pick_device
 from dina.rl.loop import train
 from dina.rl.recipe import RECIPES, load_recipe
 
@@ -45,9 +47,14 @@ def compare_with_start(config: TrainConfig, folder: Path, console: Console) -> C
     """The run's first and last weights on the dev prompts, kept in the run's ``evaluation`` folder."""
     prompts = load_prompts([PROMPTS / "dev.jsonl", PROMPTS / "vqa_dev.jsonl"], renderer=RENDERER)
     after = folder / "checkpoints" / f"step_{config.run.max_steps}"
-    out = folder / EVALUATION_FOLDER
     return compare_checkpoints(
-        Path(config.model.path), after, prompts, RewardJudge(), out=out, console=console
+        Path(config.model.path),
+        after,
+        prompts,
+        RewardJudge(),
+        out=folder / EVALUATION_FOLDER,
+        open_engine=partial(open_torch_engine, device=str(pick_device(config.run.device))),
+        console=console,
     )
 
 

@@ -23,9 +23,11 @@ class TorchEngine:
         checkpoint: its model is used as it is, so a trainer in the same process may share it; then
             ``update_weights`` only stamps the version.
         batch_size: requests drawn at once.
+        dtype: ``bfloat16`` computes under autocast; the weights stay as they are.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 64) -> None:
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 64, dtype: str = "float32") -> None:
+        self.dtype = dtype
         self.model = checkpoint.model
         self.processor = checkpoint.processor
         self.visual_tokenizer = checkpoint.visual_tokenizer
@@ -48,7 +50,9 @@ class TorchEngine:
                     GenerationRequest(prompt, request.seed, grid_of(request.prompt))
                     for prompt, request in zip(prompts, batch, strict=True)
                 ]
-                yield from self._samples(batch, list(generate(self.model, inputs, sampling)))
+                with autocast(self.model.device, self.dtype):
+                    generations = list(generate(self.model, inputs, sampling))
+                yield from self._samples(batch, generations)
         finally:
             self.model.train(training)
 
@@ -66,25 +70,42 @@ class TorchEngine:
     def close(self) -> None:
         """Nothing to release."""
 
+    def check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        """Refuses prompts that do not fit with what follows them, before anything is drawn.
+
+        Raises:
+            DinaError: names the first prompt that is too long.
+        """
+        for prompt in prompts:
+            self._stream(prompt, self._blank_codes(prompt), sampling)
+
     def _encode(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[TokenStream]:
         codes = self._read_pictures(prompts)
-        streams = []
-        for prompt in prompts:
-            if prompt.task == "t2i":
-                assert prompt.grid is not None
-                stream = self.processor.drawing_prompt(prompt.text, prompt.grid)
-                new = prompt.grid[0] * (prompt.grid[1] + 1)
-            else:
-                stream = self.processor.question_prompt(prompt.text, codes[id(prompt)])
-                new = sampling.max_new_tokens
-            limit = self.model.config.text_config.max_position_embeddings
-            if stream.length + new > limit:
-                raise DinaError(
-                    f"prompt {prompt.id!r} needs {stream.length} positions and its answer {new}, but the "
-                    f"model's context holds {limit}; shorten the prompt or lower the picture's grid"
-                )
-            streams.append(stream)
-        return streams
+        return [self._stream(prompt, codes.get(id(prompt)), sampling) for prompt in prompts]
+
+    def _stream(self, prompt: Prompt, codes: Tensor | None, sampling: SamplingParams) -> TokenStream:
+        if prompt.task == "t2i":
+            assert prompt.grid is not None
+            stream = self.processor.drawing_prompt(prompt.text, prompt.grid)
+            new = prompt.grid[0] * (prompt.grid[1] + 1)
+        else:
+            assert codes is not None
+            stream = self.processor.question_prompt(prompt.text, codes)
+            new = sampling.max_new_tokens
+        limit = self.model.config.text_config.max_position_embeddings
+        if stream.length + new > limit:
+            raise DinaError(
+                f"prompt {prompt.id!r} needs {stream.length} positions and its answer {new}, but the "
+                f"model's context holds {limit}; shorten the prompt or lower the picture's grid"
+            )
+        return stream
+
+    def _blank_codes(self, prompt: Prompt) -> Tensor | None:
+        if prompt.image is None:
+            return None
+        token = self.visual_tokenizer.pixels_per_token
+        height, width = prompt.image.shape[0] // token, prompt.image.shape[1] // token
+        return torch.zeros(height, width, self.processor.levels, dtype=torch.long)
 
     def _read_pictures(self, prompts: Sequence[Prompt]) -> dict[int, Tensor]:
         """Codes of the prompts' pictures; prompts that share a picture are read once."""
@@ -100,7 +121,8 @@ class TorchEngine:
             return dict(zip(asked, self.visual_tokenizer.encode(pictures), strict=True))
 
     def _samples(self, batch: Sequence[Request], generations: Sequence[Generation]) -> Iterator[Sample]:
-        drawn = {g.index: self.processor.drawn_codes(g.stream) for g in generations}
+        drawings = [g for g in generations if batch[g.index].prompt.task == "t2i"]
+        drawn = {g.index: self.processor.drawn_codes(g.stream) for g in drawings}
         codes = {i: c.to(self.model.device) for i, c in drawn.items() if c is not None}
         with torch.no_grad():
             pictures = dict(zip(codes, self.visual_tokenizer.decode(list(codes.values())), strict=True))
@@ -120,6 +142,11 @@ class TorchEngine:
                 said = generation.stream.text_ids[0][generation.stream.actions[0, :, 0]]
                 sample.text = self.processor.decode_text(said).strip()
             yield sample
+
+
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """Mixed precision for sampler and trainer alike; ``float32`` is none. Weights and optimizer stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def grid_of(prompt: Prompt) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,10 @@ def test_a_batch_that_loses_every_sequence_takes_no_step_and_stops_in_the_end(
     assert metrics["updates/taken"] == 0 and metrics["updates/skipped"] == 4
     after = trainer.checkpoint.model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
+    assert "left out" in (tmp_path / "run" / "samples" / "step_000001.jsonl").read_text()
+    trainer.step(2)
     with pytest.raises(DinaError, match="8 minibatches in a row had no sequence"):
-        trainer.step(2)
+        trainer.stop_if_nothing_is_learnt()
 
 
 def test_a_failed_reward_is_no_zero(start: Path, tmp_path: Path) -> None:
@@ -189,8 +192,45 @@ def test_a_prompt_longer_than_the_context_is_named(start: Path, tmp_path: Path) 
     rows = {"id": "long one", "prompt": "a red star " * 100, "grid": [2, 3]}
     (tmp_path / "train.jsonl").write_text(json.dumps(rows))
     config = recipe(start, tmp_path / "run", data={"train": str(tmp_path / "train.jsonl")})
-    with pytest.raises(DinaError, match="'long one' has"):
+    with pytest.raises(DinaError, match="prompt 'long one' needs"):
         train(config)
+
+
+def test_a_picture_that_does_not_fit_is_found_before_the_first_step(start: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"id": "huge", "prompt": "a red star", "grid": [30, 4]}))
+    config = recipe(start, tmp_path / "run", data={"train": str(tmp_path / "train.jsonl")})
+    with pytest.raises(DinaError, match="prompt 'huge' needs"):
+        Trainer(config, tmp_path / "run")
+
+
+def test_a_resumed_run_refuses_other_settings_and_stays_in_its_folder(
+    start: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(whole_run, moved)
+    with pytest.raises(DinaError, match="optim.learning_rate was 0.01, now 0.5"):
+        train(recipe(start, moved, optim={"learning_rate": 0.5}), resume=moved)
+    train(recipe(start, tmp_path / "elsewhere", run={"max_steps": 7}), resume=moved)
+    assert len(metrics_of(moved)) == 7
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_can_begin_again(start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
+    train(recipe(start, out, run={"max_steps": 1}, optim={"warmup_steps": 0}))
+    assert len(metrics_of(out)) == 1
+
+
+def test_bfloat16_moves_the_weights_and_agrees_with_itself(start: Path, tmp_path: Path) -> None:
+    config = recipe(start, tmp_path / "run", run={"dtype": "bfloat16"}, optim={"learning_rate": 1e-5})
+    trainer = Trainer(config, tmp_path / "run")
+    before = {k: v.clone() for k, v in trainer.checkpoint.model.named_parameters()}
+    metrics = trainer.step(1)
+    assert metrics["mismatch/max_prob_diff"] < 0.05
+    moved = [k for k, v in trainer.checkpoint.model.named_parameters() if not torch.equal(v, before[k])]
+    assert len(moved) > len(before) / 2
 
 
 def test_a_missing_or_truncated_checkpoint_is_an_error(start: Path, tmp_path: Path) -> None:
