@@ -175,7 +175,7 @@ class _Batch:
             chosen = self._draw(self.sampling.shape_codes(logits), index, step, channel=1 + level)
             return chosen.repeat(2) if self.sampling.guided else chosen
 
-        embedding, table = self.model.code_embedding, self.model.model.embed_tokens
+        embedding, table = self.model.code_embedding, self.model.get_input_embeddings()
         codes = self.model.visual_head.sample(
             hidden[slots], lambda c, level: embedding.embed_level(c, level, table), choose
         )

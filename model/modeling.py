@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
+from dina.errors import DinaError
 from dina.model.config import DinaConfig
 from dina.model.depth_head import DepthHead
 from dina.model.embeddings import CodeEmbedding
@@ -95,21 +96,33 @@ class DinaForConditionalGeneration(PreTrainedModel):
         Args:
             path: folder or hub id of a Hugging Face causal LM whose text rows are the first rows of its
                 embedding. ``config.text_config`` is replaced by its configuration, widened by the code rows.
+            kwargs: for ``from_pretrained``. Weights are float32 unless ``dtype`` says otherwise: small updates
+                vanish in bfloat16.
+
+        Raises:
+            DinaError: the folder lacks weights of the backbone.
         """
-        backbone = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-        text_rows = min(backbone.config.vocab_size, config.visual_offset)
+        source = AutoModelForCausalLM.from_pretrained(path, **{"dtype": torch.float32, **kwargs})
+        text_rows = min(source.config.vocab_size, config.visual_offset)
         config.text_config = AutoConfig.for_model(
-            **{**backbone.config.to_dict(), "vocab_size": config.total_rows}
+            **{**source.config.to_dict(), "vocab_size": config.total_rows}
         )
-        model = cls(config).to(backbone.dtype)
-        source = {k.removeprefix("model."): v for k, v in backbone.state_dict().items() if "lm_head" not in k}
-        table = model.model.embed_tokens.weight.data
-        table[:text_rows] = source.pop("embed_tokens.weight")[:text_rows]
-        model.model.load_state_dict(source, strict=False)
+        model = cls(config).to(source.dtype)
+        table = model.get_input_embeddings().weight
+        own = {id(p): name for name, p in model.model.named_parameters()}
+        weights = source.base_model.state_dict()
+        rows = weights.pop(own[id(table)])
+        table.data[:text_rows] = rows[:text_rows]
+        missing, _ = model.model.load_state_dict(weights, strict=False)
+        lost = [k for k in missing if k != own[id(table)] and not k.startswith("visual_tokenizer.")]
+        if lost:
+            raise DinaError(
+                f"{path}: the backbone has no weights for {len(lost)} parameters, such as {lost[0]}"
+            )
         if model.lm_head is not None:
-            head = backbone.get_output_embeddings().weight.data
-            rows = min(len(head), len(model.lm_head.weight))
-            model.lm_head.weight.data[:rows] = head[:rows]
+            head = source.get_output_embeddings().weight.data
+            count = min(len(head), len(model.lm_head.weight))
+            model.lm_head.weight.data[:count] = head[:count]
         return model
 
     @property
@@ -117,26 +130,26 @@ class DinaForConditionalGeneration(PreTrainedModel):
         return self.model.visual_tokenizer.visual_embedding_layer
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.model.embed_tokens
+        return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.embed_tokens = value
+        self.model.set_input_embeddings(value)
 
     def embed_stream(self, text_ids: Tensor, codes: Tensor | None) -> Tensor:
         """Input embeddings ``[B, T, H]``: word rows, replaced by code embeddings where there are codes."""
-        embeddings = self.model.embed_tokens(text_ids)
+        embeddings = self.get_input_embeddings()(text_ids)
         if codes is None:
             return embeddings
         drawn = codes[..., 0] >= 0
         if not drawn.any():
             return embeddings
-        values = self.code_embedding(codes[drawn], self.model.embed_tokens)
+        values = self.code_embedding(codes[drawn], self.get_input_embeddings())
         return embeddings.masked_scatter(drawn[..., None], values.to(embeddings.dtype))
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """``[..., H]`` to ``[..., V]`` float32; tokens that only the layout may set get -inf."""
         rows = self.config.text_vocab_plus_multimodal_special_token_size
-        weight = self.model.embed_tokens.weight[:rows] if self.lm_head is None else self.lm_head.weight
+        weight = self.get_input_embeddings().weight[:rows] if self.lm_head is None else self.lm_head.weight
         logits = F.linear(hidden, weight).float()
         forced = torch.tensor(self.config.forced_token_ids, device=logits.device)
         return logits.index_fill(-1, forced, -math.inf)
@@ -212,7 +225,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
         target = code_labels[:, 1:, 0] != -100
         wanted = code_labels[:, 1:][target]
         is_code = codes[:, 1:][target]
-        conditioning = self.code_embedding.embed_levels(is_code.clamp_min(0), self.model.embed_tokens)
+        conditioning = self.code_embedding.embed_levels(is_code.clamp_min(0), self.get_input_embeddings())
         # The image end is predicted without any code to look at.
         conditioning = conditioning * (is_code[:, :1, None] >= 0)
         logits = self.visual_head(hidden[:, :-1][target], conditioning)
@@ -266,7 +279,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
         self, hidden: Tensor, uncond: Tensor | None, codes: Tensor, sampling: SamplingParams
     ) -> tuple[Tensor, ...]:
         def chunk(hidden: Tensor, uncond: Tensor | None, codes: Tensor) -> tuple[Tensor, Tensor]:
-            conditioning = self.code_embedding.embed_levels(codes, self.model.embed_tokens)
+            conditioning = self.code_embedding.embed_levels(codes, self.get_input_embeddings())
             logits = self.visual_head(hidden, conditioning)
             if uncond is not None:
                 pairs = zip(logits, self.visual_head(uncond, conditioning), strict=True)

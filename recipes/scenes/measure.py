@@ -148,7 +148,7 @@ def reconstruct(tokenizer: Any, images: Sequence[np.ndarray]) -> list[np.ndarray
     return out
 
 
-def measure_tokenizer(tokenizer: Any, count: int, seed: int) -> Iterator[str]:
+def measure_tokenizer(tokenizer: Any, count: int, seed: int, words_count: int = 200) -> Iterator[str]:
     """Reconstructions read as their originals are: shapes seen in training, never seen ones, and words."""
     detector, reader = ShapeDetector(), OCRReward()
     for name, combos in (("seen combinations", SEEN_COMBOS), ("novel combinations", NOVEL_COMBOS)):
@@ -157,7 +157,7 @@ def measure_tokenizer(tokenizer: Any, count: int, seed: int) -> Iterator[str]:
         hits = sum(read_alike(detector.detect(a), detector.detect(b)) for a, b in pairs)
         yield _line(f"tokenizer, scene read alike, {name}", hits, count)
     for name, words in (("seen words", WORDS), ("novel words", NOVEL_WORDS)):
-        some = text_scenes(min(count, 200), seed, words)
+        some = text_scenes(words_count, seed, words)
         read = [reader.read(image) for image in reconstruct(tokenizer, [render(s) for s in some])]
         values = [
             reader.compare(lines, [s.text or ""]).similarity for lines, s in zip(read, some, strict=True)
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.tokenizer:
-        lines = measure_tokenizer(load_tokenizer(args.tokenizer), args.count, args.seed)
+        lines = measure_tokenizer(load_tokenizer(args.tokenizer), args.count, args.seed, args.words)
     else:
         lines = chain(measure_detector(args.count, args.seed), measure_ocr(args.words, args.seed))
     for line in lines:

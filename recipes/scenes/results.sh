@@ -6,7 +6,7 @@
 set -euo pipefail
 arm=$1 seed=$2
 start=${START:-recipes/scenes/checkpoint}
-steps=${STEPS:-80} sft_steps=${SFT_STEPS:-300}
+steps=${STEPS:-100} sft_steps=${SFT_STEPS:-300}
 prompts=recipes/scenes/prompts
 out=${OUT:-runs/results}
 run=$out/$arm-$seed
@@ -32,7 +32,10 @@ esac
 
 compare() {  # NAME, then the prompt files; the starting checkpoint is evaluated once per name
   name=$1; shift
-  files=(); for file in "$@"; do files+=(--prompts "$prompts/$file.jsonl"); done
+  files=()
+  for word in "$@"; do
+    case $word in --limit | [0-9]*) files+=("$word") ;; *) files+=(--prompts "$prompts/$word.jsonl") ;; esac
+  done
   before=$out/before-$name/evaluation.json
   [ -f "$before" ] || dina evaluate "$start" "${files[@]}" --out "$out/before-$name"
   dina compare "$before" "$after" "${files[@]}" --out "$run/$name"
@@ -40,3 +43,4 @@ compare() {  # NAME, then the prompt files; the starting checkpoint is evaluated
 
 compare test test vqa_test
 compare novel novel
+compare train train --limit 64

@@ -14,7 +14,7 @@ from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from tests.model.tiny import CODEBOOKS, drawing_prompt, picture_prompt, text_prompt, tiny_config, tiny_model
 
-BACKBONES = [("qwen2", False), ("qwen2", True), ("llama", False), ("llama", True)]
+BACKBONES = [("qwen2", False), ("qwen2", True), ("llama", False), ("llama", True), ("gpt2", True)]
 
 
 def drawn_stream(model: DinaForConditionalGeneration, seed: int = 0) -> TokenStream:
