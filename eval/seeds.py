@@ -160,4 +160,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except DinaError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -154,17 +154,14 @@ class DinaForConditionalGeneration(PreTrainedModel):
         forced = torch.tensor(self.config.forced_token_ids, device=logits.device)
         return logits.index_fill(-1, forced, -math.inf)
 
-    def backbone(
-        self, stream: TokenStream, past_key_values: Cache | None = None, use_cache: bool = False
-    ) -> Any:
-        """Runs the backbone over a stream; returns its output with ``last_hidden_state`` ``[B, T, H]``."""
+    def hidden_states(self, stream: TokenStream) -> Tensor:
+        """The backbone's last hidden states ``[B, T, H]`` of a stream."""
         return self.model(
             inputs_embeds=self.embed_stream(stream.text_ids, stream.codes),
             attention_mask=stream.attention_mask,
             position_ids=stream.position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
+            use_cache=False,
+        ).last_hidden_state
 
     def forward(
         self,
@@ -249,7 +246,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
         """
         if sampling.repetition_penalty != 1:
             raise ValueError("log-probabilities under a repetition penalty cannot be recomputed; set it to 1")
-        hidden = self.backbone(stream).last_hidden_state
+        hidden = self.hidden_states(stream)
         uncond = self._unconditional_hidden(stream) if sampling.guided else None
         logp = hidden.new_zeros(stream.actions.shape, dtype=torch.float32)
         entropy = torch.zeros_like(logp)
@@ -306,7 +303,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
             start = int(tags[-1]) if len(tags) else 0
             starts.append(start)
             parts.append(stream.select([row]).after(start))
-        hidden = self.backbone(TokenStream.collate(parts, self.config.pad_token_id or 0)).last_hidden_state
+        hidden = self.hidden_states(TokenStream.collate(parts, self.config.pad_token_id or 0))
         rows = [F.pad(hidden[i], (0, 0, start, 0))[: stream.length] for i, start in enumerate(starts)]
         return pad_rows(rows, 0.0)
 

@@ -13,6 +13,7 @@ import torch
 import torch.utils.data
 from datasets import Dataset, Features, Image, Value, concatenate_datasets, load_dataset
 from datasets import List as ListOf
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from torch import Tensor
 
@@ -30,7 +31,14 @@ def load_rows(paths: Sequence[Path]) -> Dataset:
     Raises:
         DinaError: a path is missing, holds nothing readable, or lacks a column.
     """
-    return concatenate_datasets([_with_columns(_load(Path(path)), path) for path in paths])
+    return concatenate_datasets([_with_columns(_read(Path(path)), path) for path in paths])
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        return _load(path)
+    except DatasetGenerationError as error:
+        raise DinaError(f"data: {path} cannot be read: {error.__cause__ or error}") from error
 
 
 def _load(path: Path) -> Dataset:

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dina.errors import advice
+from dina.policies.advantages import ScaleRewards
+from dina.policies.corrections import CorrectionMode
+from dina.policies.losses import LossType
 from dina.rewards.registry import available_rewards
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -122,13 +125,11 @@ class AlgorithmConfig(Section):
     )
     epsilon: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below at 1 - epsilon")
     epsilon_high: float | None = Field(None, gt=0, description="and above at 1 + epsilon_high; null: epsilon")
-    loss_type: Literal["grpo", "dr_grpo", "dapo"] = Field(
-        "grpo", description="what a sum over actions is divided by"
-    )
+    loss_type: LossType = Field("grpo", description="what a sum over actions is divided by")
     importance_sampling_level: Literal["token", "sequence"] = Field(
         "token", description="one ratio per action, or one per sequence (GSPO)"
     )
-    scale_rewards: Literal["group", "batch", "none"] = Field(
+    scale_rewards: ScaleRewards = Field(
         "group", description="divide advantages by the standard deviation of the group, the batch, or not"
     )
     level_weights: Literal["uniform"] | Positive | list[Annotated[float, Field(ge=0)]] = Field(
@@ -175,9 +176,7 @@ class FiltersConfig(Section):
 
 
 class CorrectionConfig(Section):
-    mode: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
-        "none", description="importance sampling between sampler and actor"
-    )
+    mode: CorrectionMode = Field("none", description="importance sampling between sampler and actor")
     clip_max: float = Field(3.0, gt=0, description="largest ratio")
     clip_min: float | None = Field(None, ge=0, description="smallest ratio; null: none")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import Tensor
 from transformers import set_seed
 
 from dina.errors import DinaError
@@ -30,7 +31,7 @@ from dina.rl.checkpoints import Checkpoints, find_checkpoint
 from dina.rl.config import TrainConfig
 from dina.rl.data import PromptOrder, check_prompt_lengths, load_prompts
 from dina.rl.environment import pick_device, write_environment
-from dina.rl.learner import Batch, Learner, UpdateResult
+from dina.rl.learner import Learner, UpdateResult
 from dina.rl.metrics import MetricsLogger
 from dina.rl.recipe import dump_recipe
 from dina.rl.resume import refuse_other_settings, run_folder
@@ -101,8 +102,9 @@ class Trainer:
         with times.phase("score"):
             scored = self.suite.score(samples, step=number)
         with times.phase("compare"):
-            advantages = self._advantages(samples, scored)
-            batch = self._compare(samples, scored, advantages)
+            rewards = torch.tensor([math.nan if r is None else r for r in scored.total], dtype=torch.float64)
+            advantages = self._advantages(samples, rewards)
+            batch = self.learner.compare(samples, rewards, advantages.values.float(), advantages.valid)
         with times.phase("update"):
             update = self.learner.update(batch, number)
         with times.phase("sync"):
@@ -151,14 +153,9 @@ class Trainer:
         samples = self.engine.generate(requests, self.sampling)
         return sorted(samples, key=lambda s: (s.request.group, s.request.index))
 
-    def _advantages(self, samples: Sequence[Sample], scored: SuiteResult) -> Advantages:
-        rewards = torch.tensor([math.nan if r is None else r for r in scored.total], dtype=torch.float64)
+    def _advantages(self, samples: Sequence[Sample], rewards: Tensor) -> Advantages:
         groups = torch.tensor([s.request.group for s in samples])
         return group_advantages(rewards, groups, self.config.algorithm.scale_rewards)
-
-    def _compare(self, samples: Sequence[Sample], scored: SuiteResult, advantages: Advantages) -> Batch:
-        rewards = torch.tensor([math.nan if r is None else r for r in scored.total], dtype=torch.float64)
-        return self.learner.compare(samples, rewards, advantages.values.float(), advantages.valid)
 
     def stop_if_nothing_is_learnt(self) -> None:
         """Raises: DinaError: too many minibatches in a row took no optimizer step."""
