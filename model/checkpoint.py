@@ -61,10 +61,10 @@ def load_visual_tokenizer(path: Path | str) -> DinaVisualTokenizer:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Writes all parts (safetensors only), the policy in ``dtype`` if given."""
+    """Writes all parts (safetensors only), in ``dtype`` if given; codebooks are always float32."""
     save_policy(checkpoint.model, folder, dtype)
     checkpoint.processor.save_pretrained(folder)
-    checkpoint.visual_tokenizer.save_pretrained(Path(folder) / VISUAL_TOKENIZER)
+    checkpoint.visual_tokenizer.save_in(Path(folder) / VISUAL_TOKENIZER, dtype or torch.float32)
 
 
 def save_policy(
