@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 @strict
 class DinaConfig(PreTrainedConfig):
-    """Field names follow LongCat-Next's config where one exists (spec §1).
+    """Field names follow LongCat-Next's config where one exists (docs/format.md).
 
     The rows of ``embed_tokens`` are: text vocabulary, multimodal special tokens, (room for other code
     families), then from ``visual_offset`` on the codebooks of all levels, one after the other. ``lm_head``

@@ -1,4 +1,4 @@
-"""The depth head: a small causal transformer over the code levels of one position (spec §5)."""
+"""The depth head: a small causal transformer over the code levels of one position (docs/format.md)."""
 
 from __future__ import annotations
 

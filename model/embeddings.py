@@ -1,4 +1,4 @@
-"""How the codes of an image patch become the input of the backbone (spec §4)."""
+"""How the codes of an image patch become the input of the backbone (docs/format.md)."""
 
 from __future__ import annotations
 

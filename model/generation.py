@@ -126,7 +126,7 @@ class _Batch:
         return image if row.stop_after_image else self.sampling.max_new_tokens * (1 + image)
 
     def _without_prompt(self, prompt: TokenStream) -> TokenStream:
-        """The unconditional prompt in the engine's form: size tag and image start alone (spec §11.3)."""
+        """The unconditional prompt in the engine's form: size tag and image start alone (docs/format.md)."""
         tags = (prompt.text_ids[0] == self.layout.size_start).nonzero()
         start = int(tags[-1]) if len(tags) else prompt.length - 1
         return prompt.after(start)

@@ -1,4 +1,4 @@
-"""Where the tokens of a picture stand in the stream (spec §10)."""
+"""Where the tokens of a picture stand in the stream (docs/format.md)."""
 
 from __future__ import annotations
 

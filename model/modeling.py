@@ -46,7 +46,7 @@ class VisualEmbedding(nn.Module):
 class DinaForConditionalGeneration(PreTrainedModel):
     """One decoder that reads and writes text and image codes as a single stream.
 
-    Parameter names are those of the LongCat-Next checkpoint (spec §2.4, §4, §5, §14), with the layers of
+    Parameter names are those of the LongCat-Next checkpoint (docs/format.md), with the layers of
     whatever backbone ``config.text_config`` names in place of LongCat's.
     """
 
@@ -176,7 +176,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
         use_cache: bool = False,
         **kwargs: Any,
     ) -> DinaOutput:
-        """Hidden states, and with labels the SFT objective (spec §12).
+        """Hidden states, and with labels the SFT objective (docs/format.md).
 
         Args:
             input_ids: ``[B, T]``. codes: ``[B, T, L]``, -1 where there are none. attention_mask: ``[B, T]``.
@@ -291,7 +291,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
         return _in_chunks(chunk, sum(self.config.codebook_sizes), hidden, uncond, codes)
 
     def _unconditional_hidden(self, stream: TokenStream) -> Tensor:
-        """Hidden states of the stream without its prompt (spec §11.3, engine form), back at their positions.
+        """Hidden states of the stream without its prompt (docs/format.md, engine form), back at their positions.
 
         The unconditional stream of a row runs from the last size tag before the drawn picture on.
         """

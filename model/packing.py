@@ -15,7 +15,7 @@ Grid = tuple[int, int]
 
 
 def patchify(image: Tensor, patch: int, merge: int, frames: int = 1) -> Tensor:
-    """``[3, H, W]`` to ``[N, 3 * frames * patch * patch]``, patches in merge-block order (spec §6.1)."""
+    """``[3, H, W]`` to ``[N, 3 * frames * patch * patch]``, patches in merge-block order (docs/format.md)."""
     channels, height, width = image.shape
     cell = patch * merge
     blocks = image.view(channels, height // cell, merge, patch, width // cell, merge, patch)
@@ -24,7 +24,7 @@ def patchify(image: Tensor, patch: int, merge: int, frames: int = 1) -> Tensor:
 
 
 def unpatchify(patches: Tensor, tokens: Grid, patch: int, merge: int, frames: int = 1) -> Tensor:
-    """Inverse of :func:`patchify` for a grid of tokens; the first frame is the picture (spec §7.5)."""
+    """Inverse of :func:`patchify` for a grid of tokens; the first frame is the picture (docs/format.md)."""
     rows, columns = tokens
     blocks = patches.view(rows, columns, merge, merge, -1, frames, patch, patch)[:, :, :, :, :, 0]
     return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(-1, rows * merge * patch, columns * merge * patch)

@@ -1,4 +1,4 @@
-"""Pixel decoder: a ViT from summed code vectors to pictures (paper §2.2.4, spec §7)."""
+"""Pixel decoder: a ViT from summed code vectors to pictures (paper §2.2.4, docs/format.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between messages and token streams: the chat format of LongCat-Next (spec §10) with pictures as codes."""
+"""Between messages and token streams: the chat format of LongCat-Next (docs/format.md) with pictures as codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Residual vector quantisation with EMA codebooks (paper §2.2.3, eq. 3–5; spec §6.4)."""
+"""Residual vector quantisation with EMA codebooks (paper §2.2.3, eq. 3–5; docs/format.md)."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class SamplingParams:
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance on logits (spec §11.3): ``scale (cond - uncond) + uncond``."""
+    """Classifier-free guidance on logits (docs/format.md): ``scale (cond - uncond) + uncond``."""
     return scale * (cond - uncond) + uncond
 
 

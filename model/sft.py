@@ -74,7 +74,7 @@ class DinaSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The model's own objective (spec §12) with the recipe's weights."""
+        """The model's own objective (docs/format.md) with the recipe's weights."""
         output = model(
             **inputs,
             code_loss_weight=self.recipe.loss.code_loss_weight,

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer with LongCat's special tokens (spec §9), trained on a corpus of any size."""
+"""A byte-level BPE tokenizer with LongCat's special tokens (docs/format.md), trained on a corpus of any size."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 @strict
 class DinaQuantizerConfig(PreTrainedConfig):
-    """Residual quantiser, LongCat-Next's ``vq_config`` (spec §1, §6.4).
+    """Residual quantiser, LongCat-Next's ``vq_config`` (docs/format.md).
 
     ``smoothing`` is the Laplace constant of the EMA cluster sizes; a code whose smoothed use falls below
     ``restart_threshold`` vectors per batch is restarted from the batch.
@@ -50,7 +50,7 @@ class DinaQuantizerConfig(PreTrainedConfig):
 
 @strict
 class DinaPixelDecoderConfig(PreTrainedConfig):
-    """ViT from code vectors to pixels (spec §7).
+    """ViT from code vectors to pixels (docs/format.md).
 
     ``rope_positions``: ``merge_block`` gives every patch its own position. ``raster`` is the reference's
     quirk: positions run in raster order while patches run in merge-block order.

@@ -1,4 +1,4 @@
-"""Native-resolution vision encoder and the bridge to the quantiser (spec §6.2, §6.3).
+"""Native-resolution vision encoder and the bridge to the quantiser (docs/format.md).
 
 Pictures of any sizes form one packed sequence of patches. The built-in encoder ``dina_vit`` is computed
 like Qwen2.5-VL's vision transformer and uses its tensor names; others are added with
@@ -142,7 +142,7 @@ class DinaVisionTransformer(nn.Module):
 
 
 class VisualBridge(nn.Module):
-    """Norm, join the patches of a token, project, and return to raster order (spec §6.3)."""
+    """Norm, join the patches of a token, project, and return to raster order (docs/format.md)."""
 
     def __init__(self, config: DinaVisionConfig) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class DinaVisualTokenizer(PreTrainedModel):
     """``encode`` pictures to codes ``[h, w, L]`` and ``decode`` them, any sizes in one call.
 
     Parameter names: ``visual_model.*``, ``visual_bridge_model.{bridge,quantizer}.*`` and
-    ``image_decoder.*`` (spec §14). Loads in float32 whatever precision the file has, because the residual
+    ``image_decoder.*`` (docs/format.md). Loads in float32 whatever precision the file has, because the residual
     quantiser amplifies small differences; pass ``dtype`` to change that. Codebooks are always float32.
     """
 
