@@ -124,11 +124,6 @@ def color_histogram(pictures: Sequence[Picture]) -> NDArray[np.float64]:
     return total / max(len(pictures), 1)
 
 
-def color_similarity(first: Sequence[Picture], second: Sequence[Picture]) -> float:
-    """Histogram intersection of two sets of pictures: 1 for equal colour shares, 0 for no colour in common."""
-    return float(np.minimum(color_histogram(first), color_histogram(second)).sum())
-
-
 def _luma(picture: Picture) -> NDArray[np.float64]:
     return picture.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
 

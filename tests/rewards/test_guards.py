@@ -7,7 +7,6 @@ from dina.rewards.guards import (
     batch_guards,
     color_entropy,
     color_histogram,
-    color_similarity,
     dark_share,
     diversity,
     edge_density,
@@ -81,14 +80,12 @@ def test_diversity_is_the_mean_difference_of_pairs():
     assert diversity([plain(), plain(size=(64, 96))]) == 0.0
 
 
-def test_color_similarity_compares_sets_of_any_size():
+def test_color_histogram_weighs_every_picture_the_same():
     red, blue = square(), square(color=(30, 30, 200))
-    assert color_similarity([red, blue], [blue, red, red, blue]) == pytest.approx(1.0)
-    assert color_similarity([plain(BLACK)], [plain(WHITE)]) == 0.0
-    share = 16**2 / 64**2
-    assert color_similarity([red], [blue]) == pytest.approx(1 - share)
-    assert color_similarity([red], [square(x=40)]) == pytest.approx(1.0)
-    assert color_histogram([red, blue]).sum() == pytest.approx(1.0)
+    both = color_histogram([red, blue])
+    assert both.sum() == pytest.approx(1.0)
+    assert both == pytest.approx((color_histogram([red]) + color_histogram([blue])) / 2)
+    assert color_histogram([red]) == pytest.approx(color_histogram([square(x=40)]))
 
 
 def test_batch_guards_of_a_healthy_and_of_a_hacked_batch():
