@@ -18,9 +18,12 @@ import numpy as np
 
 from dina.errors import DinaError
 from dina.recipes.scenes.captions import DRAWING_TAGS
+from dina.recipes.scenes.descriptions import sample_description
 from dina.recipes.scenes.questions import KINDS
 from dina.recipes.scenes.splits import (
+    PER_TAG,
     Row,
+    held_out_captions,
     held_out_scenes,
     prompt_rows,
     question_rows,
@@ -39,15 +42,16 @@ TAG_WEIGHTS = {
     "position": 1.4,
     "color_attr": 1.4,
     "text_rendering": 1.4,
+    "description": 4.0,
 }
-"""Mixture of the captions in the SFT data: the harder tasks a bit more often."""
+"""Mixture of the captions in the SFT data: the harder tasks a bit more often, and dense captions most."""
 QUESTION_SHARE = 0.3
 _SHARD = 5000
 
 
 def prompt_files() -> dict[str, list[Row]]:
     """File name to rows of every committed prompt file."""
-    files = {split: prompt_rows(split) for split in ("train", "dev", "test", "novel")}
+    files = {split: prompt_rows(split) for split in PER_TAG}
     files |= {f"vqa_{split}": question_rows(split) for split in ("train", "dev", "test")}
     return {f"{name}.jsonl": rows for name, rows in files.items()}
 
@@ -75,10 +79,16 @@ def _fresh(scene: Scene) -> bool:
 
 
 def _drawing(rng: np.random.Generator) -> tuple[Row, Scene]:
-    weights = np.array([TAG_WEIGHTS[tag] for tag in DRAWING_TAGS])
-    tag = DRAWING_TAGS[int(rng.choice(len(DRAWING_TAGS), p=weights / weights.sum()))]
-    concept, caption = training_caption(tag, rng)
-    return {"task": "t2i", "tag": tag, "prompt": caption, "answer": ""}, concept.picture(rng)
+    weights = np.array(list(TAG_WEIGHTS.values()))
+    tag = list(TAG_WEIGHTS)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+    if tag == "description":
+        caption, scene = sample_description(rng)
+        while caption in held_out_captions():
+            caption, scene = sample_description(rng)
+    else:
+        concept, caption = training_caption(tag, rng)
+        scene = concept.picture(rng)
+    return {"task": "t2i", "tag": tag, "prompt": caption, "answer": ""}, scene
 
 
 def _question(rng: np.random.Generator) -> tuple[Row, Scene]:
@@ -125,7 +135,7 @@ def write_sft(folder: Path, count: int, seed: int) -> None:
 
 
 def corpus() -> Iterator[str]:
-    """Every wording of captions, questions and answers, to train a text tokenizer on.
+    """Captions, descriptions, questions and answers in many wordings, to train a text tokenizer on.
 
     Words in capitals are cut out, so that a byte-pair tokenizer keeps their letters apart and can learn to spell.
     """
@@ -133,6 +143,8 @@ def corpus() -> Iterator[str]:
     for tag in DRAWING_TAGS:
         rng = np.random.default_rng(0)
         texts += [concept.wording(rng) for concept in seen_concepts(tag) for _ in range(4)]
+    rng = np.random.default_rng(0)
+    texts += [sample_description(rng)[0] for _ in range(2000)]
     rng = np.random.default_rng(0)
     for ask in KINDS.values():
         for _ in range(300):

@@ -17,7 +17,7 @@ from dina.recipes.scenes.world import OPPOSITE, Combo, Scene, compose, sample_te
 NUMBERS = ("zero", "one", "two", "three", "four")
 DRAWING_TAGS = (*TAGS, "text_rendering")
 
-_OPENINGS = (
+OPENINGS = (
     "{}",
     "a photo of {}",
     "a picture of {}",
@@ -151,13 +151,13 @@ class Concept:
 
     def wordings(self) -> Iterator[str]:
         """Every caption of the concept."""
-        for form, opening, ending in product(self.forms(), _OPENINGS, _ENDINGS):
+        for form, opening, ending in product(self.forms(), OPENINGS, _ENDINGS):
             yield opening.format(form) + ending
 
     def wording(self, rng: np.random.Generator) -> str:
         """One caption at random."""
         form, opening, ending = (
-            options[int(rng.integers(len(options)))] for options in (self.forms(), _OPENINGS, _ENDINGS)
+            options[int(rng.integers(len(options)))] for options in (self.forms(), OPENINGS, _ENDINGS)
         )
         return opening.format(form) + ending
 

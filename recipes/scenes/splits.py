@@ -1,9 +1,10 @@
-"""The splits: which concepts and prompts belong to train, dev, test and novel, and the rows of the prompt files.
+"""The splits: which concepts and prompts belong to which of five, and the rows of the prompt files.
 
-* Reinforcement learning trains on ``train``. ``dev`` guides choices, ``test`` guides none.
-* SFT sees every concept of train, dev and test in other words, and never a prompt of dev or test.
-* The concepts of dev and test (see ``Concept.key``) are not among those of train; single objects have too few
-  concepts for that, there only the prompts differ.
+* Reinforcement learning trains on ``train``. ``dev`` guides choices, ``test`` guides none; their prompts are others,
+  of the same concepts.
+* ``unpractised`` asks for concepts (see ``Concept.key``) that reinforcement learning never trains on. Single objects
+  have too few concepts for that, there only the prompts differ.
+* SFT sees the concepts of all four in other words, and never a prompt of dev, test or unpractised.
 * ``novel`` names combinations and words that no training picture shows.
 * The pictures of the dev and test questions are in no training data.
 """
@@ -25,11 +26,14 @@ from dina.recipes.scenes.world import Scene, sample_canvas, scene_to_json
 
 Row = dict[str, Any]
 
-PER_TAG = {"train": 320, "dev": 28, "test": 64, "novel": 24}
+PER_TAG = {"train": 320, "dev": 28, "test": 64, "unpractised": 24, "novel": 24}
 """Prompts per tag and split; ``test`` holds 64 in each of seven tags."""
+HELD_OUT = ("test", "dev", "unpractised", "novel")
+"""The splits whose prompts no training ever sees."""
 PER_KIND = {"train": 200, "dev": 20, "test": 70}
 """Questions per kind and split."""
-_SHARES = {"dev": 0.13, "test": 0.27}
+_UNPRACTISED = 0.25
+"""Share of a tag's concepts that reinforcement learning never trains on."""
 
 
 def _rng(*path: str) -> np.random.Generator:
@@ -69,32 +73,34 @@ def novel_concepts(tag: str) -> tuple[Concept, ...]:
 
 
 @cache
-def split_keys(tag: str) -> dict[str, frozenset[Any]]:
-    """The concept keys of train, dev and test: disjoint, and train holds every word that the keys use."""
+def unpractised_keys(tag: str) -> frozenset[Any]:
+    """The concept keys that reinforcement learning never trains on; the others hold every word that keys use.
+
+    All keys of a tag that has but one.
+    """
     keys = sorted({c.key for c in seen_concepts(tag)}, key=repr)
     if len(keys) == 1:
-        return dict.fromkeys(("train", "dev", "test"), frozenset(keys))
+        return frozenset(keys)
     strata = sorted({_stratum(tag, key) for key in keys}, key=repr)
     words = set(_parts(tuple(keys))) if tag != "text_rendering" else set()
     rng = _rng("keys", tag)
     while True:
-        parts: dict[str, list[Any]] = {"train": [], "dev": [], "test": []}
+        held: list[Any] = []
         for stratum in strata:
             group = [key for key in keys if _stratum(tag, key) == stratum]
-            order = [group[i] for i in rng.permutation(len(group))]
-            n_dev, n_test = (round(share * len(group)) for share in _SHARES.values())
-            parts["dev"] += order[:n_dev]
-            parts["test"] += order[n_dev : n_dev + n_test]
-            parts["train"] += order[n_dev + n_test :]
-        if words <= set(_parts(tuple(parts["train"]))):
-            return {split: frozenset(part) for split, part in parts.items()}
+            held += [group[i] for i in rng.permutation(len(group))[: round(_UNPRACTISED * len(group))]]
+        if words <= set(_parts(tuple(key for key in keys if key not in held))):
+            return frozenset(held)
 
 
 def split_concepts(tag: str, split: str) -> tuple[Concept, ...]:
-    """The concepts of a tag in ``train``, ``dev``, ``test`` or ``novel``."""
+    """The concepts of a tag in a split; train, dev and test have the same."""
     if split == "novel":
         return novel_concepts(tag)
-    return tuple(c for c in seen_concepts(tag) if c.key in split_keys(tag)[split])
+    held = unpractised_keys(tag)
+    if split == "unpractised":
+        return tuple(c for c in seen_concepts(tag) if c.key in held)
+    return tuple(c for c in seen_concepts(tag) if c.key not in held or c.key is None)
 
 
 def _in_turn(concepts: Sequence[Concept], rng: np.random.Generator) -> Iterator[Concept]:
@@ -119,7 +125,7 @@ def _captions(tag: str) -> dict[str, tuple[tuple[Concept, str], ...]]:
     """Distinct captions of a tag per split; no two splits share one."""
     taken: set[str] = set()
     out: dict[str, tuple[tuple[Concept, str], ...]] = {}
-    for split in ("test", "dev", "novel", "train"):
+    for split in (*HELD_OUT, "train"):
         rng = _rng("captions", tag, split)
         chosen: dict[str, Concept] = {}
         for concept in _draws(tag, split_concepts(tag, split), rng):
@@ -135,17 +141,14 @@ def _captions(tag: str) -> dict[str, tuple[tuple[Concept, str], ...]]:
 
 @cache
 def held_out_captions() -> frozenset[str]:
-    """The prompts of dev, test and novel, which no training data may hold."""
+    """The prompts of :data:`HELD_OUT`, which no training data may hold."""
     return frozenset(
-        caption
-        for tag in DRAWING_TAGS
-        for split in ("dev", "test", "novel")
-        for _, caption in _captions(tag)[split]
+        caption for tag in DRAWING_TAGS for split in HELD_OUT for _, caption in _captions(tag)[split]
     )
 
 
 def prompt_rows(split: str) -> list[Row]:
-    """The drawing prompts of ``train``, ``dev``, ``test`` or ``novel`` as rows of a prompt file."""
+    """The drawing prompts of a split (a key of :data:`PER_TAG`) as rows of a prompt file."""
     rows: list[Row] = []
     rng = _rng("canvas", split)
     for tag in DRAWING_TAGS:

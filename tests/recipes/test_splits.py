@@ -18,12 +18,13 @@ from dina.recipes.scenes.splits import (
     prompt_rows,
     question_rows,
     scene_key,
+    seen_concepts,
     split_concepts,
-    split_keys,
+    unpractised_keys,
 )
 from dina.recipes.scenes.world import Scene, holds, scene_from_json
 
-SPLITS = ("train", "dev", "test", "novel")
+SPLITS = ("train", "dev", "test", "unpractised", "novel")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def sft() -> list[dict]:
 
 
 def test_every_tag_has_enough_distinct_prompts(prompts):
-    least = {"train": 300, "dev": 24, "test": 60, "novel": 20}
+    least = {"train": 300, "dev": 24, "test": 60, "unpractised": 20, "novel": 20}
     for split, rows in prompts.items():
         distinct = {(row["tag"], row["prompt"]) for row in rows}
         assert len(distinct) == len(rows)
@@ -53,10 +54,12 @@ def test_no_prompt_is_in_two_splits(prompts):
 
 
 @pytest.mark.parametrize("tag", [tag for tag in DRAWING_TAGS if tag != "single_object"])
-def test_concepts_of_dev_and_test_are_not_trained_on(tag):
-    keys = split_keys(tag)
-    for a, b in itertools.combinations(("train", "dev", "test"), 2):
-        assert keys[a] and keys[b] and keys[a].isdisjoint(keys[b])
+def test_unpractised_concepts_are_a_quarter_and_not_trained_on(tag):
+    held, everything = unpractised_keys(tag), {c.key for c in seen_concepts(tag)}
+    assert 0.15 < len(held) / len(everything) < 0.35
+    assert held == {c.key for c in split_concepts(tag, "unpractised")}
+    for split in ("train", "dev", "test"):
+        assert everything - held == {c.key for c in split_concepts(tag, split)}
 
 
 def asked(row: dict) -> tuple:
@@ -78,11 +81,10 @@ def asked(row: dict) -> tuple:
     return tuple(sorted(clauses, key=repr))
 
 
-def test_what_test_rows_check_is_in_no_train_row(prompts):
+def test_what_unpractised_rows_check_is_in_no_train_row(prompts):
     trained = {(row["tag"], asked(row)) for row in prompts["train"]}
-    for split in ("dev", "test"):
-        for row in prompts[split]:
-            assert row["tag"] == "single_object" or (row["tag"], asked(row)) not in trained, row
+    for row in prompts["unpractised"]:
+        assert row["tag"] == "single_object" or (row["tag"], asked(row)) not in trained, row
 
 
 def novel_named(row: dict) -> bool:
@@ -92,11 +94,11 @@ def novel_named(row: dict) -> bool:
 
 def test_novel_prompts_and_only_these_name_something_never_seen(prompts):
     assert all(novel_named(row) for row in prompts["novel"])
-    assert not any(novel_named(row) for split in ("train", "dev", "test") for row in prompts[split])
+    assert not any(novel_named(row) for split in SPLITS[:4] for row in prompts[split])
 
 
 def test_sft_shows_nothing_novel_and_says_nothing_held_out(sft, prompts):
-    captions = {row["prompt"] for split in ("dev", "test", "novel") for row in prompts[split]}
+    captions = {row["prompt"] for split in SPLITS[1:] for row in prompts[split]}
     assert captions == held_out_captions()
     for row in sft:
         scene = scene_from_json(json.loads(row["scene"]))
@@ -112,14 +114,33 @@ def test_sft_sees_the_concepts_of_the_test_prompts_in_other_words(sft):
     drawn = {o for row in sft if row["tag"] == "colors" for o in [row["scene"]]}
     shown = {scene_from_json(json.loads(scene)).objects[0].combo for scene in drawn}
     assert {c.named[0] for c in split_concepts("colors", "test")} <= shown
-    held = [c for tag in TAGS for split in ("dev", "test") for c in split_concepts(tag, split)]
+    held = [c for tag in TAGS for split in ("test", "unpractised") for c in split_concepts(tag, split)]
     assert all(any(w not in held_out_captions() for w in c.wordings()) for c in held)
 
 
 def test_sft_mixes_tasks(sft):
     counts = Counter(row["tag"] for row in sft)
     assert abs(counts["vqa"] / len(sft) - 0.3) < 0.04
-    assert all(counts[tag] > 0.07 * len(sft) for tag in DRAWING_TAGS)
+    assert all(counts[tag] > 0.04 * len(sft) for tag in DRAWING_TAGS)
+    assert counts["description"] > 0.15 * len(sft)
+
+
+def test_descriptions_say_what_the_scene_holds(sft):
+    for row in sft:
+        if row["tag"] != "description":
+            continue
+        objects = scene_from_json(json.loads(row["scene"])).objects
+        words = row["prompt"].replace(",", "").split()
+        assert sorted(w for w in words if w in KNOWN) == sorted(o.shape for o in objects)
+        for color in {w for w in words if w in ANSWERS["color"]}:
+            assert words.count(color) <= sum(o.color == color for o in objects)
+        if len(objects) == 1 and "at the" in row["prompt"]:
+            (obj,) = objects
+            assert ("left" in words) == (obj.cx < scene_width(row) / 3)
+
+
+def scene_width(row: dict) -> int:
+    return scene_from_json(json.loads(row["scene"])).width
 
 
 def right_answer(row: dict) -> str:
@@ -168,7 +189,10 @@ def test_questions_have_right_and_balanced_answers(split):
 
 
 def test_pictures_of_questions_are_in_one_split_only():
-    keys = {s: {scene_key(scene_from_json(r["scene"])) for r in question_rows(s)} for s in SPLITS[:3]}
+    keys = {
+        s: {scene_key(scene_from_json(r["scene"])) for r in question_rows(s)}
+        for s in ("train", "dev", "test")
+    }
     assert all(keys[a].isdisjoint(keys[b]) for a, b in itertools.combinations(keys, 2))
     assert len(keys["test"]) == len(question_rows("test")) >= 400
 
