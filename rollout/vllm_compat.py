@@ -46,6 +46,23 @@ METHODS: dict[str, tuple[str, ...]] = {
     "vllm.model_executor.models.utils:init_vllm_registered_model": ("vllm_config",),
 }
 
+# The weight transfer of GPU engines.
+_TRANSFER = "vllm.distributed.weight_transfer"
+TRANSFER_METHODS: dict[str, tuple[str, ...]] = {
+    f"{_TRANSFER}:ModuleSource": ("module",),
+    f"{_TRANSFER}:WeightTransferTrainerFactory.trainer_init": ("init_info", "client", "source"),
+    f"{_TRANSFER}:TrainerWeightTransferEngine.send_weights": ("self",),
+    f"{_TRANSFER}:VLLMWeightSyncClient.init_weight_transfer_engine": ("self", "init_info"),
+    f"{_TRANSFER}:VLLMWeightSyncClient.start_weight_update": ("self",),
+    f"{_TRANSFER}:VLLMWeightSyncClient.update_weights": ("self", "update_info"),
+    f"{_TRANSFER}:VLLMWeightSyncClient.finish_weight_update": ("self", "weight_version"),
+}
+TRANSFER_FIELDS: dict[str, tuple[str, ...]] = {
+    f"{_TRANSFER}.nccl_engine:NCCLTrainerInitInfo": ("rank", "master_address", "master_port", "world_size"),
+    f"{_TRANSFER}.nccl_common:NCCLWeightTransferInitInfo": ("rank_offset", "world_size"),
+    f"{_TRANSFER}.ipc_engine:IPCTrainerInitInfo": ("rank", "packed"),
+}
+
 # Fields that are read.
 FIELDS: dict[str, tuple[str, ...]] = {
     "vllm.v1.worker.gpu_model_runner:ExecuteModelState": ("sample_hidden_states",),
@@ -72,8 +89,11 @@ def vllm_version() -> str | None:
     return None
 
 
-def check_vllm() -> str:
+def check_vllm(weight_transfer: bool = False) -> str:
     """The version of vLLM, if it is there and is what this package was written for.
+
+    Args:
+        weight_transfer: look at vLLM's weight transfer too.
 
     Raises:
         DinaError: vLLM is missing, cannot be imported, is of another version, or has other signatures.
@@ -87,7 +107,11 @@ def check_vllm() -> str:
         )
     if not OLDEST <= Version(Version(version).base_version) < NEWEST:
         raise DinaError(f"vLLM {version} is installed; supported: {SUPPORTED}. Or use rollout.engine=torch")
-    problems = [p for p in map(_method_problem, METHODS) if p] + [p for p in map(_field_problem, FIELDS) if p]
+    methods = METHODS | (TRANSFER_METHODS if weight_transfer else {})
+    read = FIELDS | (TRANSFER_FIELDS if weight_transfer else {})
+    checks = [_method_problem(*item) for item in methods.items()]
+    checks += [_field_problem(*item) for item in read.items()]
+    problems = [problem for problem in checks if problem]
     if problems:
         raise DinaError(
             f"vLLM {version} is not what this package was written for: {'; '.join(problems)}. "
@@ -104,8 +128,7 @@ def _resolve(path: str) -> object:
     return found
 
 
-def _method_problem(path: str) -> str | None:
-    wanted = METHODS[path]
+def _method_problem(path: str, wanted: tuple[str, ...]) -> str | None:
     try:
         found = tuple(inspect.signature(_resolve(path)).parameters)  # type: ignore[arg-type]
     except (ImportError, AttributeError) as error:
@@ -115,11 +138,11 @@ def _method_problem(path: str) -> str | None:
     return None
 
 
-def _field_problem(path: str) -> str | None:
+def _field_problem(path: str, wanted: tuple[str, ...]) -> str | None:
     try:
         cls = _resolve(path)
     except (ImportError, AttributeError) as error:
         return f"{path.partition(':')[2]} is missing ({error})"
     own = {f.name for f in fields(cls)} if is_dataclass(cls) else set(getattr(cls, "_fields", ()))
-    missing = sorted(set(FIELDS[path]) - own)
+    missing = sorted(set(wanted) - own)
     return f"{path.partition(':')[2]} has no {', '.join(missing)}" if missing else None

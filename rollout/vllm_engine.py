@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -41,7 +41,7 @@ class VllmEngine:
         kv_cache_gib: memory for keys and values on CPU. On GPU, ``gpu_memory`` decides.
         gpu_memory: share of the GPU's memory that vLLM may take.
         kv_blocks: number of cache blocks instead, for tests of preemption.
-        block_size: positions per cache block; ``None`` is vLLM's choice.
+        block_size: positions per cache block, on CPU a multiple of 32; ``None`` is vLLM's choice.
         prefix_caching: share the computed prompt between the samples of a group.
         compile: let vLLM compile the backbone: tens of seconds at start, faster steps.
         tensor_parallel: GPUs per engine.
@@ -82,7 +82,7 @@ class VllmEngine:
         if threads:
             torch.set_num_threads(threads)
         _prepare_process()
-        check_vllm()
+        check_vllm(weight_transfer is not None)
         settings: dict[str, Any] = {
             "model": str(folder),
             "dtype": dtype,
@@ -143,9 +143,28 @@ class VllmEngine:
         weights = [(name, tensor.detach()) for name, tensor in tensors]
         self._check_weights(weights)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self.finish_update(version)
+        self._finish_update(version)
 
-    def finish_update(self, version: int) -> None:
+    def transfer_weights(
+        self, step: Literal["init", "start", "update", "finish"], info: Any, version: int
+    ) -> None:
+        """One step of vLLM's own weight transfer (``weight_transport.VllmTransport``), on GPU.
+
+        Raises:
+            DinaError: requests are running.
+        """
+        self._refuse_while_running()
+        method = {
+            "init": "init_weight_transfer_engine",
+            "start": "start_weight_update",
+            "update": "update_weights",
+            "finish": "finish_weight_update",
+        }[step]
+        self.llm.collective_rpc(method, args=() if info is None else (info,))
+        if step == "finish":
+            self._finish_update(version)
+
+    def _finish_update(self, version: int) -> None:
         """Stamps new weights, and forgets what was computed with the old ones."""
         if not self.llm.reset_prefix_cache():
             raise DinaError("vLLM could not reset its prefix cache after a weight update: blocks are in use")
