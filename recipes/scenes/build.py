@@ -35,16 +35,16 @@ from dina.recipes.scenes.world import Scene, render, scene_to_json
 
 PROMPTS = Path(__file__).parent / "prompts"
 TAG_WEIGHTS = {
-    "single_object": 1.0,
-    "two_object": 1.2,
-    "counting": 1.4,
+    "single_object": 0.8,
+    "two_object": 1.0,
+    "counting": 1.2,
     "colors": 1.0,
-    "position": 1.4,
-    "color_attr": 1.4,
+    "position": 2.0,
+    "color_attr": 2.0,
     "text_rendering": 1.4,
     "description": 4.0,
 }
-"""Mixture of the captions in the SFT data: the harder tasks a bit more often, and dense captions most."""
+"""Mixture of the captions in the SFT data: what is learnt last more often, and dense captions most."""
 QUESTION_SHARE = 0.3
 _SHARD = 5000
 
