@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from dina.errors import DinaError
 from dina.model.checkpoint import VISUAL_TOKENIZER, load_visual_tokenizer
-from dina.model.config import DinaConfig
 from dina.model.generation import Generation, GenerationRequest
 from dina.model.processor import DinaProcessor
 from dina.model.sampling import SamplingParams
@@ -22,9 +19,8 @@ from dina.model.stream import TokenStream
 from dina.rollout.encoding import PromptCodec
 from dina.rollout.protocol import Prompt, Request, Sample
 from dina.rollout.vllm_compat import check_vllm
+from dina.rollout.vllm_start import no_groups_yet, prepare_process, read_config, start_vllm, weight_shapes
 from dina.rollout.vllm_wire import Vocabulary, cache_salt, pack, unpack
-
-GIB = 2**30
 
 
 class VllmEngine:
@@ -69,10 +65,11 @@ class VllmEngine:
         weight_transfer: str | None = None,
     ) -> None:
         folder = Path(checkpoint)
-        self.config = _read_config(folder)
+        self.config = read_config(folder)
         self.vocabulary = Vocabulary.of(self.config)
-        self.shapes = _weight_shapes(folder)
-        visual = load_visual_tokenizer(folder / VISUAL_TOKENIZER)
+        self.shapes = weight_shapes(folder)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        visual = load_visual_tokenizer(folder / VISUAL_TOKENIZER).to(device)
         limit = self.config.text_config.max_position_embeddings  # type: ignore[union-attr]
         self.codec = PromptCodec(DinaProcessor.from_pretrained(folder), visual, limit)
         self.dtype = dtype
@@ -81,8 +78,9 @@ class VllmEngine:
         self.running: set[str] = set()
         if threads:
             torch.set_num_threads(threads)
-        _prepare_process()
+        prepare_process()
         check_vllm(weight_transfer is not None)
+        self._owns_groups = no_groups_yet()
         settings: dict[str, Any] = {
             "model": str(folder),
             "dtype": dtype,
@@ -96,7 +94,7 @@ class VllmEngine:
         }
         if block_size:
             settings["block_size"] = block_size
-        self.llm = _start(settings, self.config.levels, kv_cache_gib, gpu_memory, weight_transfer)
+        self.llm = start_vllm(settings, self.config.levels, kv_cache_gib, gpu_memory, weight_transfer)
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Sample]:
         """Yields each sample when it is finished, in whatever order that is.
@@ -127,6 +125,12 @@ class VllmEngine:
         """
         inputs = [_prompt_of(stream, self.vocabulary) for stream in streams]
         found = {g.index: g.logps for part in self._run(inputs, sampling, streams) for g in part}
+        for index, stream in enumerate(streams):
+            if len(found[index]) != stream.length:
+                raise DinaError(
+                    f"stream {index} to probe has {stream.length} positions, but a sample of its layout would end "
+                    f"after {len(found[index])}"
+                )
         return [found[index] for index in range(len(streams))]
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -173,8 +177,17 @@ class VllmEngine:
     def close(self) -> None:
         """Ends vLLM and gives its memory back. Further calls do nothing."""
         llm, self.llm = self.llm, None
-        if llm is not None:
-            llm.engine_core.shutdown()
+        if llm is None:
+            return
+        llm.engine_core.shutdown()
+        if self._owns_groups:
+            from vllm.distributed.parallel_state import (
+                destroy_distributed_environment,
+                destroy_model_parallel,
+            )
+
+            destroy_model_parallel()
+            destroy_distributed_environment()
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Refuses prompts that do not fit with what follows them, before anything is drawn.
@@ -202,7 +215,7 @@ class VllmEngine:
                 index_of[name] = index
             while self.running:
                 finished = []
-                for output in self.llm.step():
+                for output in self._step():
                     self.running.discard(output.request_id)
                     index = index_of[output.request_id]
                     answer = output.outputs[0]
@@ -223,6 +236,16 @@ class VllmEngine:
                 if self.llm is not None:
                     self.llm.abort_request(list(self.running))
                 self.running.clear()
+
+    def _step(self) -> list[Any]:
+        try:
+            return self.llm.step()
+        except Exception as error:  # whatever failed inside, vLLM's state is no longer to be trusted
+            self.running.clear()
+            self.close()
+            raise DinaError(
+                f"vLLM failed while drawing ({error!r}); the engine is closed, open a new one"
+            ) from error
 
     def _add(
         self, name: str, request: GenerationRequest, sampling: SamplingParams, forced: TokenStream | None
@@ -310,74 +333,3 @@ def _check_sampling(sampling: SamplingParams) -> None:
             f"repetition_penalty={sampling.repetition_penalty} is not part of the vLLM engine; set it to 1, or "
             "use rollout.engine=torch"
         )
-
-
-def _prepare_process() -> None:
-    """vLLM takes these from the environment alone, and reads them when it is first used."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")  # its process group of one listens on loopback
-
-
-def _start(
-    settings: dict[str, Any],
-    levels: int,
-    kv_cache_gib: float,
-    gpu_memory: float,
-    weight_transfer: str | None,
-) -> Any:
-    from vllm.config import WeightTransferConfig
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.platforms import current_platform
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    from dina.rollout.vllm_plugin import register_in_process
-
-    register_in_process()
-    if current_platform.is_cpu():
-        settings |= {
-            "worker_cls": "dina.rollout.vllm_runner.DinaCPUWorker",
-            "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
-        }
-    else:
-        settings |= {
-            "worker_cls": "dina.rollout.vllm_runner.DinaGPUWorker",
-            "gpu_memory_utilization": gpu_memory,
-        }
-    if weight_transfer is not None:
-        settings["weight_transfer_config"] = WeightTransferConfig(backend=weight_transfer)
-    args = EngineArgs(
-        **settings,
-        skip_tokenizer_init=True,
-        enable_prompt_embeds=True,  # makes vLLM keep its inputs as embeddings, which the runner writes
-        max_logprobs=2 * levels,
-        async_scheduling=False,  # the runner reads what was drawn on the host
-        disable_log_stats=True,
-        seed=0,
-    )
-    return LLMEngine.from_engine_args(args)
-
-
-def _read_config(folder: Path) -> DinaConfig:
-    if not (folder / "config.json").is_file():
-        raise DinaError(f"{folder} has no config.json, so it is not a checkpoint")
-    try:
-        return DinaConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise DinaError(
-            f"{folder}: config.json cannot be read ({error}); copy the checkpoint again"
-        ) from error
-
-
-def _weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the checkpoint's weights, from the headers of its files."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  no mapping, it has keys() alone
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
-    if not shapes:
-        raise DinaError(f"{folder} has no safetensors file, so it is not a checkpoint")
-    return shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from dina.errors import DinaError
 from dina.model.config import DinaConfig
 from dina.model.depth_head import DepthHead
 from dina.model.embeddings import CodeEmbedding
+from dina.rollout.depth_sampler import DepthSampler
 from dina.rollout.vllm_wire import Vocabulary
 
 _CODE_EMBEDDING = "model.visual_tokenizer.visual_embedding_layer."
@@ -78,6 +79,7 @@ class DinaForConditionalGeneration(nn.Module):
         )
         self._forced = torch.tensor(config.forced_token_ids)  # vLLM builds models under the device's context
         self._logits_deferred = False
+        self._depth_sampler: DepthSampler | None = None
 
     def embed_input_ids(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``[N]`` to ``[N, H]``. Ids of image positions lie outside the table; the runner overwrites their rows."""
@@ -113,6 +115,12 @@ class DinaForConditionalGeneration(nn.Module):
             logits = self.tied_logits(self.language_model.lm_head, hidden)[..., : self.rows]
         return logits.float().index_fill(-1, self._forced, -math.inf)
 
+    def sample_codes(self, hidden: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Hidden states ``[N, H]`` to codes ``[N, L]``; ``choose`` maps a level's logits to its codes."""
+        if self._depth_sampler is None:
+            self._depth_sampler = DepthSampler(self.visual_head)
+        return self._depth_sampler.sample(hidden, self.embed_level, choose)
+
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """vLLM's own call: logits over all ids, codes at -inf; nothing while they are deferred."""
         if self._logits_deferred:
@@ -130,7 +138,8 @@ class DinaForConditionalGeneration(nn.Module):
             self._logits_deferred = False
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Takes the names of a DiNA checkpoint."""
+        """Takes the names of a DiNA checkpoint. Every way of updating weights comes through here."""
+        self._depth_sampler = None
         return AutoWeightsLoader(self).load_weights((own_name(name), tensor) for name, tensor in weights)
 
 

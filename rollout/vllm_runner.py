@@ -8,12 +8,14 @@ is that of the torch engine. ``vllm_compat`` checks their signatures before anyt
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import vllm.v1.worker.cpu_worker as cpu_worker
 from torch import Tensor
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
@@ -165,26 +167,25 @@ class DinaRunnerMixin:
     ) -> None:
         hidden, seeds, positions = self._inputs(rows)
         forced = self._forced(rows)
-        logps: list[Tensor] = []
-        entropies: list[Tensor] = []
+        noise = _noise_of_levels(seeds, positions, self.model.vocabulary.codebook_sizes)
+        drawn: list[Tensor] = []
 
         def choose(logits: Tensor, level: int) -> Tensor:
             log_probs = sampling.shape_codes(logits[:, :-1])
-            noise = counter_gumbel(seeds, positions, 1 + level, log_probs.shape[-1])
-            chosen = draw(log_probs, noise)
+            drawn.append(log_probs)
+            chosen = draw(log_probs, noise[level, :, : log_probs.shape[-1]])
             if forced is not None:
                 chosen = torch.where(forced[:, 1 + level] >= 0, forced[:, 1 + level], chosen)
-            logps.append(log_probs.gather(1, chosen[:, None])[:, 0])
-            entropies.append(entropy_of(log_probs))
             return chosen
 
-        codes = self.model.visual_head.sample(hidden, self.model.embed_level, choose).cpu()
-        levels = codes.shape[1]
+        codes = self.model.sample_codes(hidden, choose)
+        log_probs = _stack_classes(drawn)
+        logps = log_probs.gather(2, codes[:, :, None])[:, :, 0]
+        values[rows.index] = torch.cat([logps, entropy_of(log_probs)], 1).cpu()
+        codes = codes.cpu()
         tokens[rows.index, 0] = self.model.vocabulary.code_ids(codes).int()
-        ids[rows.index, :levels] = codes.int()
-        values[rows.index] = torch.stack(logps + entropies, 1).cpu()
-        drawn = codes.int().numpy()
-        for state, position, row in zip(rows.states, rows.positions, drawn, strict=True):
+        ids[rows.index, : codes.shape[1]] = codes.int()
+        for state, position, row in zip(rows.states, rows.positions, codes.int().numpy(), strict=True):
             state.add_patch(position, row)
 
     def _inputs(self, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,6 +206,21 @@ class DinaRunnerMixin:
             if given is not None:
                 out[k] = given
         return torch.from_numpy(out).to(self.device)
+
+
+def _noise_of_levels(seeds: Tensor, positions: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """``[L, N, max K]``, the noise of every level at once; that of a smaller codebook is its first classes."""
+    levels, count = len(sizes), len(seeds)
+    channels = torch.arange(1, 1 + levels, device=seeds.device).repeat_interleave(count)
+    # A channel per row enters the same sums as one channel for all rows.
+    noise = counter_gumbel(seeds.repeat(levels), positions.repeat(levels), cast(int, channels), max(sizes))
+    return noise.view(levels, count, -1)
+
+
+def _stack_classes(log_probs: list[Tensor]) -> Tensor:
+    """Per level ``[N, K]`` to ``[N, L, max K]``; classes that a codebook does not have get -inf."""
+    widest = max(x.shape[-1] for x in log_probs)
+    return torch.stack([F.pad(x, (0, widest - x.shape[-1]), value=-math.inf) for x in log_probs], 1)
 
 
 class DinaCPUModelRunner(DinaRunnerMixin, CPUModelRunner):  # type: ignore[misc]
