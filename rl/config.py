@@ -61,8 +61,10 @@ class DataConfig(Section):
         min_length=1, description="prompt file or files: JSONL, Parquet or picture folder"
     )
     tags: list[str] | None = Field(None, min_length=1, description="train on prompts with these tags only")
-    sampling: Literal["shuffle", "balanced"] = Field(
-        "shuffle", description="shuffle: every prompt once per epoch; balanced: the tags in turn"
+    sampling: Literal["shuffle", "balanced"] | dict[str, Annotated[int, Field(ge=1)]] = Field(
+        "shuffle",
+        description="shuffle: every prompt once per epoch; balanced: the tags in turn; {tag: n, …}: n prompts of "
+        "each tag per round",
     )
     renderer: str | None = Field(
         None, pattern=r"^[\w.]+:[\w.]+$", description="module:attr that draws the `scene` of a row"

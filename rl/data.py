@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -205,14 +205,18 @@ class PromptOrder:
 
     Args:
         sampling: ``shuffle`` takes every prompt once per epoch, each epoch in another order; ``balanced`` takes
-            the tags in turn, and within a tag every prompt once before any twice.
+            the tags in turn, and within a tag every prompt once before any twice; a mapping of tags to weights
+            takes so many prompts of each tag per round.
 
     Raises:
-        DinaError: there are no prompts.
+        DinaError: there are no prompts, or a mapping that does not name exactly their tags.
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], seed: int, sampling: Literal["shuffle", "balanced"] = "shuffle"
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        sampling: Literal["shuffle", "balanced"] | Mapping[str, int] = "shuffle",
     ) -> None:
         if not prompts:
             raise DinaError("There are no prompts to train on.")
@@ -220,8 +224,15 @@ class PromptOrder:
         self.taken = 0
         groups: dict[str, list[Prompt]] = {}
         for prompt in sorted(prompts, key=lambda p: p.id):
-            groups.setdefault(prompt.tag if sampling == "balanced" else "", []).append(prompt)
+            groups.setdefault("" if sampling == "shuffle" else prompt.tag, []).append(prompt)
+        weights = dict.fromkeys(groups, 1) if isinstance(sampling, str) else dict(sampling)
+        if weights.keys() != groups.keys():
+            raise DinaError(
+                f"data.sampling weighs the tags {', '.join(sorted(weights))}, but the prompts have "
+                f"{', '.join(sorted(groups))}; weigh each of them (data.tags leaves tags out)"
+            )
         self._groups = [groups[tag] for tag in sorted(groups)]
+        self._round = _evenly([weights[tag] for tag in sorted(groups)])
         ids = "\0".join(prompt.id for group in self._groups for prompt in group)
         self._fingerprint = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
         self._orders: dict[int, tuple[int, list[Prompt]]] = {}
@@ -233,7 +244,9 @@ class PromptOrder:
         return chosen
 
     def _at(self, index: int) -> Prompt:
-        draw, which = divmod(index, len(self._groups))
+        turn, slot = divmod(index, len(self._round))
+        which = self._round[slot]
+        draw = turn * self._round.count(which) + self._round[:slot].count(which)
         epoch, position = divmod(draw, len(self._groups[which]))
         if which not in self._orders or self._orders[which][0] != epoch:
             order = sorted(self._groups[which], key=lambda p: derive_seed(self.seed, "order", epoch, p.id))
@@ -251,3 +264,9 @@ class PromptOrder:
                 "go on where it stopped. Restore them, or start a new run from the checkpoint (model.path)."
             )
         self.taken = state["taken"]
+
+
+def _evenly(weights: Sequence[int]) -> list[int]:
+    """The numbers 0, 1, 2, … each as often as its weight says, spread over the list."""
+    turns = [((k + 0.5) / weight, i) for i, weight in enumerate(weights) for k in range(weight)]
+    return [i for _, i in sorted(turns)]

@@ -1,4 +1,4 @@
-"""Writes the world's files: ``python -m dina.recipes.scenes.build [--sft-out DIR --count N --seed S]``.
+"""Writes the world's files: ``python -m dina.recipes.scenes.build [--sft-out DIR --count N --seed S --mixture M]``.
 
 Without options it rewrites the prompt files beside this module, byte for byte the same every time. With
 ``--sft-out`` it also writes pictures with captions and questions as a Hugging Face data set of Parquet shards.
@@ -34,17 +34,21 @@ from dina.recipes.scenes.splits import (
 from dina.recipes.scenes.world import Scene, render, scene_to_json
 
 PROMPTS = Path(__file__).parent / "prompts"
-TAG_WEIGHTS = {
-    "single_object": 0.8,
-    "two_object": 1.0,
-    "counting": 1.2,
+_PLAIN = {
+    "single_object": 1.0,
+    "two_object": 1.2,
+    "counting": 1.4,
     "colors": 1.0,
-    "position": 2.0,
-    "color_attr": 2.0,
+    "position": 1.4,
+    "color_attr": 1.4,
     "text_rendering": 1.4,
-    "description": 4.0,
 }
-"""Mixture of the captions in the SFT data: what is learnt last more often, and dense captions most."""
+MIXTURES = {
+    "plain": _PLAIN,
+    "binding": _PLAIN | {"position": 4.0, "color_attr": 4.0, "description": 3.0},
+}
+"""Weights of the captions in the SFT data. ``plain`` comes first: the harder tasks a bit more often. ``binding``
+is for a second stage: mostly what the first learns last, and dense captions."""
 QUESTION_SHARE = 0.3
 _SHARD = 5000
 
@@ -78,9 +82,10 @@ def _fresh(scene: Scene) -> bool:
     return scene_key(scene) not in held_out_scenes()
 
 
-def _drawing(rng: np.random.Generator) -> tuple[Row, Scene]:
-    weights = np.array(list(TAG_WEIGHTS.values()))
-    tag = list(TAG_WEIGHTS)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+def _drawing(rng: np.random.Generator, mixture: str) -> tuple[Row, Scene]:
+    tags = list(MIXTURES[mixture])
+    weights = np.array(list(MIXTURES[mixture].values()))
+    tag = tags[int(rng.choice(len(tags), p=weights / weights.sum()))]
     if tag == "description":
         caption, scene = sample_description(rng)
         while caption in held_out_captions():
@@ -91,13 +96,13 @@ def _drawing(rng: np.random.Generator) -> tuple[Row, Scene]:
     return {"task": "t2i", "tag": tag, "prompt": caption, "answer": ""}, scene
 
 
-def _question(rng: np.random.Generator) -> tuple[Row, Scene]:
+def _question(rng: np.random.Generator, mixture: str) -> tuple[Row, Scene]:
     question = tuple(KINDS.values())[int(rng.integers(len(KINDS)))](rng)
     row = {"task": "vqa", "tag": "vqa", "prompt": question.prompt, "answer": question.answer}
     return row, question.scene
 
 
-def sft_rows(count: int, seed: int, start: int = 0) -> Iterator[Row]:
+def sft_rows(count: int, seed: int, start: int = 0, mixture: str = "plain") -> Iterator[Row]:
     """``count`` training rows, the first of them number ``start``: pictures with captions, or with questions.
 
     Row ``i`` depends on ``seed`` and ``i`` alone. No row shows or names what the splits hold out.
@@ -108,14 +113,14 @@ def sft_rows(count: int, seed: int, start: int = 0) -> Iterator[Row]:
     for i in range(start, start + count):
         rng = np.random.default_rng([seed, i])
         make = _question if rng.random() < QUESTION_SHARE else _drawing
-        row, scene = make(rng)
+        row, scene = make(rng, mixture)
         while not _fresh(scene):
-            row, scene = make(rng)
+            row, scene = make(rng, mixture)
         picture = {"scene": json.dumps(scene_to_json(scene)), "grid": list(scene.grid)}
         yield row | picture | {"image": {"bytes": _png(render(scene)), "path": None}}
 
 
-def write_sft(folder: Path, count: int, seed: int) -> None:
+def write_sft(folder: Path, count: int, seed: int, mixture: str = "plain") -> None:
     """Writes ``count`` rows of :func:`sft_rows` as Parquet shards that ``datasets.load_dataset(folder)`` reads."""
     from datasets import Dataset, Features, Image, List, Value
 
@@ -129,13 +134,13 @@ def write_sft(folder: Path, count: int, seed: int) -> None:
     shards = -(-count // _SHARD)
     for shard in range(shards):
         start = shard * _SHARD
-        rows = list(sft_rows(min(_SHARD, count - start), seed, start))
+        rows = list(sft_rows(min(_SHARD, count - start), seed, start, mixture))
         name = f"train-{shard:05d}-of-{shards:05d}.parquet"
         Dataset.from_list(rows, features=features).to_parquet(str(folder / name))
 
 
 def corpus() -> Iterator[str]:
-    """Captions, descriptions, questions and answers in many wordings, to train a text tokenizer on.
+    """Every wording of captions, questions and answers, to train a text tokenizer on.
 
     Words in capitals are cut out, so that a byte-pair tokenizer keeps their letters apart and can learn to spell.
     """
@@ -143,8 +148,6 @@ def corpus() -> Iterator[str]:
     for tag in DRAWING_TAGS:
         rng = np.random.default_rng(0)
         texts += [concept.wording(rng) for concept in seen_concepts(tag) for _ in range(4)]
-    rng = np.random.default_rng(0)
-    texts += [sample_description(rng)[0] for _ in range(2000)]
     rng = np.random.default_rng(0)
     for ask in KINDS.values():
         for _ in range(300):
@@ -161,11 +164,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--count", type=int, default=60000, help="rows of SFT data (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the SFT data (default: %(default)s)")
+    parser.add_argument(
+        "--mixture", choices=MIXTURES, default="plain", help="of its captions (default: %(default)s)"
+    )
     args: Any = parser.parse_args(argv)
     write_prompts()
     print(f"prompt files: {PROMPTS}")
     if args.sft_out:
-        write_sft(args.sft_out, args.count, args.seed)
+        write_sft(args.sft_out, args.count, args.seed, args.mixture)
         print(f"{args.count} rows: {args.sft_out}")
 
 

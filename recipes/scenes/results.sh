@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The study of docs/results.md: GRPO with three level weightings and continued SFT, three seeds each, from the
 # shipped checkpoint. Usage: recipes/scenes/results.sh ARM SEED, with ARM one of uniform, decay, level0, sft.
-# Each call trains one run on one thread (so that two fit on two cores) and compares it on the test, novel and
-# training prompts. `python -m dina.eval.seeds` then pools the seeds; see docs/results.md.
+# Each call trains one run on one thread (so that two fit on two cores) and compares it with the checkpoint on the
+# test, unpractised, novel and training prompts. `python -m dina.eval.seeds` then pools the seeds; see docs/results.md.
 set -euo pipefail
 arm=$1 seed=$2
 start=${START:-recipes/scenes/checkpoint}
-steps=${STEPS:-100} sft_steps=${SFT_STEPS:-300}
+steps=${STEPS:-80} sft_steps=${SFT_STEPS:-1600}
 prompts=recipes/scenes/prompts
 out=${OUT:-runs/results}
 run=$out/$arm-$seed
@@ -42,5 +42,6 @@ compare() {  # NAME, then the prompt files; the starting checkpoint is evaluated
 }
 
 compare test test vqa_test
+compare unpractised unpractised
 compare novel novel
 compare train train --limit 64

@@ -37,6 +37,11 @@ def sft() -> list[dict]:
     return list(sft_rows(3000, seed=5))
 
 
+@pytest.fixture(scope="module")
+def binding() -> list[dict]:
+    return list(sft_rows(1500, seed=5, mixture="binding"))
+
+
 def test_every_tag_has_enough_distinct_prompts(prompts):
     least = {"train": 300, "dev": 24, "test": 60, "unpractised": 20, "novel": 20}
     for split, rows in prompts.items():
@@ -97,10 +102,10 @@ def test_novel_prompts_and_only_these_name_something_never_seen(prompts):
     assert not any(novel_named(row) for split in SPLITS[:4] for row in prompts[split])
 
 
-def test_sft_shows_nothing_novel_and_says_nothing_held_out(sft, prompts):
+def test_sft_shows_nothing_novel_and_says_nothing_held_out(sft, binding, prompts):
     captions = {row["prompt"] for split in SPLITS[1:] for row in prompts[split]}
     assert captions == held_out_captions()
-    for row in sft:
+    for row in sft + binding:
         scene = scene_from_json(json.loads(row["scene"]))
         assert not {o.combo for o in scene.objects} & set(NOVEL_COMBOS)
         assert scene.text not in NOVEL_WORDS
@@ -121,12 +126,17 @@ def test_sft_sees_the_concepts_of_the_test_prompts_in_other_words(sft):
 def test_sft_mixes_tasks(sft):
     counts = Counter(row["tag"] for row in sft)
     assert abs(counts["vqa"] / len(sft) - 0.3) < 0.04
-    assert all(counts[tag] > 0.04 * len(sft) for tag in DRAWING_TAGS)
-    assert counts["description"] > 0.15 * len(sft)
+    assert all(counts[tag] > 0.07 * len(sft) for tag in DRAWING_TAGS)
 
 
-def test_descriptions_say_what_the_scene_holds(sft):
-    for row in sft:
+def test_the_binding_mixture_says_more_about_colours_and_places(binding):
+    counts = Counter(row["tag"] for row in binding)
+    assert counts["position"] + counts["color_attr"] + counts["description"] > 0.4 * len(binding)
+    assert all(counts[tag] for tag in DRAWING_TAGS)
+
+
+def test_descriptions_say_what_the_scene_holds(binding):
+    for row in binding:
         if row["tag"] != "description":
             continue
         objects = scene_from_json(json.loads(row["scene"])).objects

@@ -222,7 +222,18 @@ def test_balanced_takes_the_tags_in_turn() -> None:
     assert len({prompt.id for prompt in taken if prompt.tag == "c"}) == 7
 
 
-@pytest.mark.parametrize("sampling", ["shuffle", "balanced"])
+def test_a_round_holds_the_tags_by_their_weights() -> None:
+    prompts = prompts_of({"a": 50, "b": 3, "c": 7})
+    order = PromptOrder(prompts, seed=1, sampling={"a": 1, "b": 2, "c": 4})
+    for _ in range(5):
+        assert Counter(prompt.tag for prompt in order.take(7)) == {"a": 1, "b": 2, "c": 4}
+    assert [p.tag for p in order.take(7)] == ["c", "b", "c", "a", "c", "b", "c"]
+    assert len({p.id for p in PromptOrder(prompts, 1, {"a": 1, "b": 1, "c": 1}).take(9)}) == 9
+    with pytest.raises(DinaError, match="weighs the tags a, d, but the prompts have a, b, c"):
+        PromptOrder(prompts, 1, {"a": 1, "d": 2})
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "balanced", {"a": 3, "b": 1}])
 def test_a_resumed_order_goes_on_where_it_stopped(sampling: Any) -> None:
     prompts = prompts_of({"a": 5, "b": 4})
     whole = ids(PromptOrder(prompts, 3, sampling).take(40))
