@@ -6,12 +6,14 @@ Layout: ``config.json`` and ``model.safetensors`` (the policy), the processor's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dina.errors import DinaError
@@ -60,18 +62,31 @@ def load_visual_tokenizer(path: Path | str) -> DinaVisualTokenizer:
     return _load(DinaVisualTokenizer, Path(path), torch.float32).requires_grad_(False)
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Writes all parts (safetensors only), in ``dtype`` if given; codebooks are always float32."""
-    save_policy(checkpoint.model, folder, dtype)
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    folder: Path | str,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes all parts (safetensors only), in ``dtype`` if given; codebooks are always float32.
+
+    Args:
+        state: the policy's weights by name, where the model itself holds shards of them or adapters beside them.
+    """
+    save_policy(checkpoint.model, folder, dtype, state)
     checkpoint.processor.save_pretrained(folder)
     checkpoint.visual_tokenizer.save_in(Path(folder) / VISUAL_TOKENIZER, dtype or torch.float32)
 
 
 def save_policy(
-    model: DinaForConditionalGeneration, folder: Path | str, dtype: torch.dtype | None = None
+    model: DinaForConditionalGeneration,
+    folder: Path | str,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` alone."""
-    state = {k: v.to(dtype) if dtype else v for k, v in model.state_dict().items()}
+    """Writes ``config.json`` and ``model.safetensors`` alone; ``state`` as in ``save_checkpoint``."""
+    state = model.state_dict() if state is None else state
+    state = {k: v.to(dtype) if dtype else v for k, v in state.items()}
     model.save_pretrained(folder, state_dict=state)
 
 

@@ -66,6 +66,14 @@ class StatSums:
             self.add_min(name, value, torch.ones_like(value, dtype=torch.bool))
         return self
 
+    def cpu(self) -> StatSums:
+        """The same numbers on the CPU."""
+        moved = StatSums()
+        moved.sums = {name: pair.cpu() for name, pair in self.sums.items()}
+        moved.minima = {name: value.cpu() for name, value in self.minima.items()}
+        moved.maxima = {name: value.cpu() for name, value in self.maxima.items()}
+        return moved
+
     def compute(self) -> dict[str, float]:
         """Plain numbers by name. A name that nothing was counted for is left out, so no value is ever NaN
         for want of data."""

@@ -205,6 +205,40 @@ class OptimConfig(Section):
     )
 
 
+class LoraSection(Section):
+    """The fields of ``peft.LoraConfig`` that training and merging support."""
+
+    r: int = Field(16, ge=1, description="rank of the adapters")
+    lora_alpha: int = Field(32, ge=1, description="adapters are scaled by lora_alpha / r")
+    target_modules: str | list[str] = Field(
+        "all-linear", min_length=1, description="names (or a pattern) of the modules that get an adapter"
+    )
+    exclude_modules: list[str] | None = Field(
+        None, description="modules among them that get none, such as visual_head"
+    )
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="decoder layers that get adapters; null: all"
+    )
+    rank_pattern: dict[str, int] = Field({}, description="another r for modules whose names match")
+    alpha_pattern: dict[str, int] = Field({}, description="another lora_alpha for modules whose names match")
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r)")
+
+
+class LearnerConfig(Section):
+    ranks: int = Field(1, ge=1, description="processes that train together, one per GPU")
+    zero_stage: Literal[0, 2, 3] = Field(
+        0,
+        description="what DeepSpeed shards over ranks: 2 optimizer and gradients, 3 weights too; 0: nothing",
+    )
+    lora: LoraSection | None = Field(
+        None, description="train low-rank adapters alone; null trains every weight"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute the decoder layers in the backward pass: less memory, more time"
+    )
+    timeout: float = Field(600.0, gt=0, description="seconds that a rank waits for another before it fails")
+
+
 class RewardConfig(Section):
     use: str = Field(
         min_length=1, description="built-in name, entry point of dina.rewards, or package.module:attr"
@@ -249,6 +283,9 @@ class TrainConfig(Section):
         default_factory=CorrectionConfig, description="sampler against actor"
     )
     optim: OptimConfig = Field(default_factory=OptimConfig, description="the optimizer")
+    learner: LearnerConfig = Field(
+        default_factory=LearnerConfig, description="how the update is spread over processes and memory"
+    )
     rewards: list[RewardConfig] = Field(min_length=1, description="what is good")
     guards: bool = Field(True, description="log statistics against reward hacking")
 
@@ -283,6 +320,26 @@ class TrainConfig(Section):
             raise ValueError(f"data.eval_steps is {self.data.eval_steps}, but data.eval names no prompts")
         return self
 
+    @model_validator(mode="after")
+    def _ranks_have_work(self) -> TrainConfig:
+        ranks, stage, size = self.learner.ranks, self.learner.zero_stage, self.algorithm.minibatch_size
+        if ranks > size:
+            raise ValueError(
+                f"learner.ranks {ranks} is more than the {size} sequences of a minibatch, so some ranks would have "
+                f"nothing to do; lower learner.ranks, or algorithm.minibatches (now {self.algorithm.minibatches})"
+            )
+        if stage and ranks == 1:
+            raise ValueError(
+                f"learner.zero_stage {stage} shards over learner.ranks, which is 1; set learner.ranks to 2 or more, "
+                "or learner.zero_stage to 0"
+            )
+        if ranks > 1 and ":" in self.run.device:
+            raise ValueError(
+                f"run.device {self.run.device} is one device for learner.ranks {ranks}; set run.device to auto or "
+                f"{self.run.device.partition(':')[0]}, and each rank takes one"
+            )
+        return self
+
 
 def arithmetic(config: TrainConfig) -> list[tuple[str, str]]:
     """What the numbers of a recipe come to, as (quantity, calculation) rows for ``--dry-run``."""
@@ -290,6 +347,8 @@ def arithmetic(config: TrainConfig) -> list[tuple[str, str]]:
     sequences, size, micro = algorithm.sequences, algorithm.minibatch_size, config.optim.micro_batch_size
     updates = algorithm.num_iterations * algorithm.minibatches
     passes = math.ceil(sequences / config.rollout.batch_size)
+    ranks = config.learner.ranks
+    share = math.ceil(size / ranks)
     return [
         (
             "sequences per step",
@@ -301,7 +360,11 @@ def arithmetic(config: TrainConfig) -> list[tuple[str, str]]:
             "updates per step",
             f"{algorithm.num_iterations} iterations × {algorithm.minibatches} minibatches = {updates}",
         ),
-        ("micro-batches per update", f"{size} sequences / {micro} = {math.ceil(size / micro)}"),
+        ("sequences per rank and update", f"{size} sequences / {ranks} ranks = {share}"),
+        (
+            "micro-batches per update",
+            f"{ranks} ranks × ({share} sequences / {micro}) = {ranks * math.ceil(share / micro)}",
+        ),
         ("updates in all", f"{steps} steps × {updates} = {steps * updates}"),
         ("sequences in all", f"{steps} steps × {sequences} = {steps * sequences}"),
     ]

@@ -2,113 +2,68 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dina.errors import DinaError
+from dina.model.checkpoint import Checkpoint
 from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream, pad_rows
 from dina.policies.corrections import importance_weights
-from dina.policies.filters import Drop, combine_filters, entropy_filter, mismatch_filter
+from dina.policies.filters import combine_filters, entropy_filter, mismatch_filter
 from dina.policies.losses import Denominators, LossConfig, policy_loss, resolve_channel_weights
 from dina.policies.stats import StatSums
+from dina.rl import learner_state
+from dina.rl.adapters import add_adapters
+from dina.rl.backbone import decoder_layers, recomputed
+from dina.rl.batch import Batch, Dropped, UpdateResult
 from dina.rl.config import TrainConfig
+from dina.rl.ranks import Ranks
+from dina.rl.updaters import Likelihood, PlainUpdater, Updater, adamw, scheduler
 from dina.rollout.protocol import Sample, derive_seed
 from dina.rollout.torch_engine import autocast
 
-
-@dataclass
-class Batch:
-    """The samples of a step as tensors. ``B`` sequences, ``T`` positions, ``C`` channels.
-
-    Attributes:
-        stream: right-padded.
-        sampler_logp: ``[B, T, C]`` as the rollout engine reported it.
-        rewards: ``[B]``, NaN where a sample has none.
-        advantages: ``[B]``.
-        valid: ``[B]`` bool, False where a sample has no advantage.
-        actor_logp, actor_entropy: ``[B, T, C]`` under the trainer's weights before the update.
-        reference_logp: ``[B, T, C]`` under the reference policy, if there is one.
-    """
-
-    stream: TokenStream
-    sampler_logp: Tensor
-    rewards: Tensor
-    advantages: Tensor
-    valid: Tensor
-    actor_logp: Tensor
-    actor_entropy: Tensor
-    reference_logp: Tensor | None = None
-
-    def select(self, rows: Tensor) -> Batch:
-        ref = None if self.reference_logp is None else self.reference_logp[rows]
-        return Batch(
-            self.stream.select(rows),
-            self.sampler_logp[rows],
-            self.rewards[rows],
-            self.advantages[rows],
-            self.valid[rows],
-            self.actor_logp[rows],
-            self.actor_entropy[rows],
-            ref,
-        )
-
-
-@dataclass
-class Dropped:
-    """A sequence that a filter left out of the update: its row in the step's batch, and why."""
-
-    row: int
-    drop: Drop
-
-
-@dataclass
-class UpdateResult:
-    """What the updates of one step did.
-
-    Attributes:
-        stats: merged over all micro-batches, minibatches and iterations.
-        metrics: plain numbers that are not means over actions (gradient norm, learning rate, counts).
-        dropped: sequences the filters left out in the first iteration.
-        steps: optimizer steps taken.
-        skipped: minibatches without anything to learn from.
-    """
-
-    stats: StatSums
-    metrics: dict[str, float]
-    dropped: list[Dropped]
-    steps: int
-    skipped: int
+__all__ = ["Batch", "Dropped", "Learner", "UpdateResult"]
 
 
 class Learner:
-    """Owns the optimizer and updates the policy in place.
+    """Owns the optimizer and updates the policy in place, alone or as one rank of a group (``init_rank``).
+
+    Every rank is given the same samples and makes the same calls. It computes its share of the rows; likelihoods
+    are exchanged, so that all ranks filter alike and divide by the whole minibatch, and gradients are added up.
 
     Args:
-        model: the policy.
+        checkpoint_or_model: the policy. ``save`` writes a whole checkpoint folder if it is given one.
         config: the run's recipe.
         sampling: the distribution that the rollouts are drawn from.
         reference: a frozen copy of the starting policy; needed for ``algorithm.beta > 0``.
+
+    Raises:
+        DinaError: the recipe asks for another number of ranks, for a package that is not installed, or for what
+            this backbone cannot do.
     """
 
     def __init__(
         self,
-        model: DinaForConditionalGeneration,
+        checkpoint_or_model: Checkpoint | DinaForConditionalGeneration,
         config: TrainConfig,
         sampling: SamplingParams,
         reference: DinaForConditionalGeneration | None = None,
     ) -> None:
+        whole = isinstance(checkpoint_or_model, Checkpoint)
+        self.checkpoint = checkpoint_or_model if whole else None
+        model = checkpoint_or_model.model if whole else checkpoint_or_model
         self.model, self.config, self.sampling, self.reference = model, config, sampling, reference
+        self.device, self.ranks = model.device, Ranks.current()
         # Dropout stays off: it would change the probabilities that the ratio compares.
         model.eval()
         algorithm, optim = config.algorithm, config.optim
-        self.weights = resolve_channel_weights(
+        self.weights_of_channels = resolve_channel_weights(
             algorithm.level_weights, algorithm.text_weight, model.config.levels
         )
         self.loss = LossConfig(
@@ -120,28 +75,38 @@ class Learner:
             beta=algorithm.beta,
             entropy_coef=algorithm.entropy_coef,
         )
-        decayed, plain = _by_weight_decay(model)
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=optim.learning_rate,
-            betas=(optim.adam_beta1, optim.adam_beta2),
-            eps=optim.adam_epsilon,
-            weight_decay=optim.weight_decay,
-        )
+        self._recomputed = self._prepare_layers()
+        self.updater = self._updater()
+        self.optimizer = self.updater.optimizer
         updates = config.run.max_steps * algorithm.num_iterations * algorithm.minibatches
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda n: _schedule(n, updates, optim.warmup_steps, optim.lr_scheduler_type)
-        )
+        self.scheduler = scheduler(self.optimizer, optim, updates)
+
+    def learn(
+        self, samples: Sequence[Sample], rewards: Tensor, advantages: Tensor, valid: Tensor, step: int
+    ) -> UpdateResult:
+        """``compare``, then ``update``; the result says how long each took.
+
+        Args:
+            samples: all of the step, the same on every rank.
+            rewards, advantages, valid: ``[B]``, see :class:`Batch`.
+            step: number of the step, from which the minibatches follow.
+        """
+        start = time.perf_counter()
+        batch = self.compare(samples, rewards, advantages, valid)
+        compared = time.perf_counter()
+        result = self.update(batch, step)
+        result.seconds = {"compare": compared - start, "update": time.perf_counter() - compared}
+        return result
 
     def compare(self, samples: Sequence[Sample], rewards: Tensor, advantages: Tensor, valid: Tensor) -> Batch:
         """Recomputes every action's probability under the actor, beside the one the sampler reported."""
-        pad = self.model.config.pad_token_id or 0
-        stream = TokenStream.collate([s.stream for s in samples], pad).to(self.model.device)
-        logp, entropy = self._likelihood(self.model, stream)
-        reference = self._likelihood(self.reference, stream)[0] if self.reference is not None else None
+        pad, device = self.model.config.pad_token_id or 0, self.device
+        stream = TokenStream.collate([s.stream for s in samples], pad).to(device)
+        logp, entropy = self._all_rows(self.updater.likelihood, stream)
+        reference = None
+        if self.reference is not None:
+            reference = self._all_rows(self._likelihood_under(self.reference), stream)[0]
         sampler = pad_rows([s.logps for s in samples], 0.0)
-        device = self.model.device
         return Batch(
             stream,
             sampler.to(device),
@@ -156,14 +121,17 @@ class Learner:
     def update(self, batch: Batch, step: int) -> UpdateResult:
         """Runs ``num_iterations × minibatches`` updates; the minibatches of a step depend on its number alone."""
         algorithm = self.config.algorithm
-        result = UpdateResult(StatSums(), {}, [], 0, 0)
+        result, own = UpdateResult(StatSums(), {}, [], 0, 0), StatSums()
         norms: list[float] = []
         order = torch.Generator().manual_seed(derive_seed(self.config.run.seed, "minibatches", step))
         for iteration in range(algorithm.num_iterations):
             rows = torch.randperm(batch.stream.batch_size, generator=order)
             for part in rows.chunk(algorithm.minibatches):
-                norm = self._update_minibatch(batch.select(part), part, result, log_filters=iteration == 0)
+                log_filters = iteration == 0
+                norm = self._update_minibatch(batch.select(part), part, result, own, log_filters)
                 norms += [norm] if norm is not None else []
+        # What the filters saw is the same on all ranks, what the losses saw is each rank's own.
+        result.stats = result.stats.merge(self.ranks.merge(own, self.device)).cpu()
         result.metrics |= {
             "learning_rate": float(self.scheduler.get_last_lr()[0]),
             "updates/taken": float(result.steps),
@@ -173,11 +141,40 @@ class Learner:
             result.metrics["grad_norm"] = sum(norms) / len(norms)
         return result
 
+    def log_probs(self, stream: TokenStream) -> Tensor:
+        """``[B, T, C]`` log-probabilities of the stream's actions under the weights as they are, on all ranks."""
+        return self._all_rows(self.updater.likelihood, stream.to(self.device))[0]
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's weights one by one, under a checkpoint's names, whole and with adapters merged in.
+
+        All ranks must iterate to the end; rank 0 alone is given tensors. They may share the model's memory, so take
+        what you need before the next update.
+        """
+        return learner_state.whole_weights(self)
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint folder, and below it ``learner/``: what ``restore`` needs to go on alike.
+
+        All ranks call it, with the same folder on a file system that they share.
+        """
+        learner_state.save(self, folder)
+
+    def restore(self, folder: Path) -> None:
+        """Continues from what ``save`` wrote. All ranks call it.
+
+        Raises:
+            DinaError: the folder is damaged, or was written by another number of ranks or with other adapters.
+        """
+        learner_state.restore(self, folder)
+
     def _update_minibatch(
-        self, batch: Batch, rows: Tensor, result: UpdateResult, log_filters: bool
+        self, batch: Batch, rows: Tensor, result: UpdateResult, own: StatSums, log_filters: bool
     ) -> float | None:
         """One optimizer step; ``None`` and no step if nothing was kept."""
         keep = self._filter(batch, rows, result, log_filters) & batch.valid
+        # A rounding error must not make one rank skip what another waits for.
+        keep = self.ranks.take_first_(keep)
         denominators = Denominators.of(batch.stream.actions, keep)
         if denominators.empty:
             result.skipped += 1
@@ -192,35 +189,30 @@ class Learner:
             correction.clip_min,
         )
         result.stats.merge(importance.stats)
-        self.optimizer.zero_grad(set_to_none=True)
-        for micro in _micro_batches(batch.stream.batch_size, self.config.optim.micro_batch_size):
+        self.updater.begin()
+        for micro, real in self._micro_batches(batch.stream):
             piece = batch.select(micro)
-            with self._precision():
-                logp, entropy = self.model.log_probs_and_entropy(piece.stream, self.sampling)
+            with recomputed(self._recomputed):
+                logp, entropy = self.updater.likelihood(piece.stream)
             output = policy_loss(
                 logp,
                 piece.actor_logp,
                 piece.advantages,
                 piece.stream.actions,
-                weights=self.weights,
-                keep=keep[micro],
+                weights=self.weights_of_channels,
+                keep=keep[micro] & real.to(keep.device),
                 config=self.loss,
                 denominators=denominators,
                 is_weights=importance.values[micro],
                 ref_logp=piece.reference_logp,
                 entropy=entropy,
             )
-            output.loss.backward()
-            result.stats.merge(output.stats)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise DinaError(
-                f"the gradient norm is {norm.item()}; lower optim.learning_rate or look at the step's samples"
-            )
-        self.optimizer.step()
+            self.updater.backward(output.loss)
+            own.merge(output.stats)
+        norm = self.updater.step()
         self.scheduler.step()
         result.steps += 1
-        return norm.item()
+        return norm
 
     def _filter(self, batch: Batch, rows: Tensor, result: UpdateResult, log: bool) -> Tensor:
         """``keep`` ``[B]`` of the two sequence filters (paper §6.1), whose statistics are logged even when off."""
@@ -242,35 +234,63 @@ class Learner:
             result.dropped += [Dropped(int(rows[drop.sequence]), drop) for drop in combined.drops]
         return combined.keep
 
-    def _precision(self) -> torch.autocast:
-        return autocast(self.model.device, self.config.run.dtype)
+    def _micro_batches(self, stream: TokenStream) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's rows of a minibatch, and which of them count."""
+        uses = _uses(stream).cpu()
+        for rows, real in self.ranks.micro_batches(stream.batch_size, self.config.optim.micro_batch_size):
+            if self.config.learner.zero_stage:
+                # ZeRO exchanges gradients in the order in which they arise, so all ranks must use the same parts.
+                missing = uses.any(0) & ~uses[rows].any(0)
+                extra = uses.int().argmax(0)[missing].unique()
+                rows, real = torch.cat([rows, extra]), torch.cat([real, torch.zeros_like(extra).bool()])
+            yield rows, real
 
     @torch.no_grad()
-    def _likelihood(self, model: DinaForConditionalGeneration, stream: TokenStream) -> tuple[Tensor, Tensor]:
-        with self._precision():
-            pieces = [
-                model.log_probs_and_entropy(stream.select(rows), self.sampling)
-                for rows in _micro_batches(stream.batch_size, self.config.optim.micro_batch_size)
-            ]
-        logp, entropy = zip(*pieces, strict=True)
-        return torch.cat(logp), torch.cat(entropy)
+    def _all_rows(self, likelihood: Likelihood, stream: TokenStream) -> tuple[Tensor, Tensor]:
+        """Each rank computes its rows, and all get all of them."""
+        count, size = stream.batch_size, self.config.optim.micro_batch_size
+        pieces = [likelihood(stream.select(rows)) for rows, _ in self.ranks.micro_batches(count, size)]
+        logp, entropy = (torch.cat(part) for part in zip(*pieces, strict=True))
+        return self.ranks.gather_rows(logp, count), self.ranks.gather_rows(entropy, count)
+
+    def _likelihood_under(self, model: DinaForConditionalGeneration) -> Likelihood:
+        def likelihood(stream: TokenStream) -> tuple[Tensor, Tensor]:
+            with autocast(self.device, self.config.run.dtype):
+                return model.log_probs_and_entropy(stream, self.sampling)
+
+        return likelihood
+
+    def _prepare_layers(self) -> list[torch.nn.Module]:
+        """Puts adapters in; returns the layers that are to be recomputed."""
+        learner = self.config.learner
+        if learner.ranks != self.ranks.size:
+            raise DinaError(
+                f"learner.ranks is {learner.ranks}, but this process is one of {self.ranks.size}; let `dina train` "
+                "start the ranks, or call init_rank in each"
+            )
+        layers = decoder_layers(self.model) if learner.gradient_checkpointing else []
+        if learner.gradient_checkpointing and not layers:
+            raise DinaError(
+                "this backbone cannot recompute its layers; set learner.gradient_checkpointing to false"
+            )
+        if learner.lora is not None:
+            add_adapters(self.model, learner.lora, derive_seed(self.config.run.seed, "adapters"))
+        return layers
+
+    def _updater(self) -> Updater:
+        optim, stage = self.config.optim, self.config.learner.zero_stage
+        optimizer = adamw(self.model, optim)
+        likelihood, limit = self._likelihood_under(self.model), optim.max_grad_norm
+        if not stage:
+            return PlainUpdater(self.model, likelihood, optimizer, limit, self.ranks)
+        from dina.rl.zero import ZeroUpdater
+
+        return ZeroUpdater(
+            self.model, likelihood, optimizer, limit, self.ranks, stage, optim.micro_batch_size
+        )
 
 
-def _micro_batches(count: int, size: int) -> Iterator[Tensor]:
-    yield from torch.arange(count).split(size)
-
-
-def _by_weight_decay(model: DinaForConditionalGeneration) -> tuple[list[Tensor], list[Tensor]]:
-    """Matrices, and everything else (norm weights and biases are not decayed)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-
-
-def _schedule(update: int, total: int, warmup: int, kind: str) -> float:
-    """Factor of the learning rate at an update: linear warm-up, then ``kind``."""
-    if update < warmup:
-        return (update + 1) / warmup
-    share = min(1.0, (update - warmup) / max(1, total - warmup))
-    if kind == "linear":
-        return 1 - share
-    return 0.5 * (1 + math.cos(math.pi * share)) if kind == "cosine" else 1.0
+def _uses(stream: TokenStream) -> Tensor:
+    """``[B, 3]``: which parts of the model a row uses: text head, depth head, pre-buffer."""
+    acts = stream.actions.any(1)
+    return torch.stack([acts[:, 0], acts[:, 1:].any(1), (stream.codes >= 0).flatten(1).any(1)], 1)

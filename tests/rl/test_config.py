@@ -52,6 +52,12 @@ def config(base: Path, *overrides: str) -> TrainConfig:
         (["data.eval_steps=5"], "data.eval names no prompts"),
         (["data.train=[]"], "at least 1 item"),
         (["run.device=gpu"], "run.device"),
+        (["learner.ranks=9", "algorithm.minibatches=8"], "learner.ranks 9 is more than the 8 sequences"),
+        (["learner.zero_stage=2"], "set learner.ranks to 2 or more"),
+        (["learner.zero_stage=1", "learner.ranks=2"], "learner.zero_stage"),
+        (["learner.ranks=2", "run.device=cuda:1"], "set run.device to auto or cuda"),
+        (["learner.lora.lora_dropout=0.1"], "unknown key"),
+        (["learner.lora.rank=4"], "did you mean"),
         (["run.report_to=[wanb]"], "did you mean 'wandb'?"),
     ],
 )
@@ -71,6 +77,7 @@ def test_impossible_values_are_refused_in_words(base: Path, overrides: list[str]
         ["filters.entropy_k=2.5", "filters.mismatch_tau=0.3"],
         ["data.train=[a.jsonl, b.jsonl]"],
         ["optim.learning_rate=1e-6"],
+        ["learner.ranks=2", "learner.zero_stage=3", "learner.lora.r=4"],
     ],
 )
 def test_possible_values_are_taken_and_survive_the_round_trip(base: Path, overrides: list[str]) -> None:
@@ -100,10 +107,17 @@ def test_the_arithmetic_is_that_of_the_run(base: Path) -> None:
         "rollout batches per step": "3",
         "minibatch": "12 sequences",
         "updates per step": "8",
+        "sequences per rank and update": "12",
         "micro-batches per update": "3",
         "updates in all": "80",
         "sequences in all": "480",
     }
+
+
+def test_ranks_share_the_micro_batches(base: Path) -> None:
+    rows = dict(arithmetic(config(base, "learner.ranks=3", "optim.micro_batch_size=8")))
+    assert rows["sequences per rank and update"] == "64 sequences / 3 ranks = 22"
+    assert rows["micro-batches per update"] == "3 ranks × (22 sequences / 8) = 9"
 
 
 def test_a_reward_of_the_recipe_is_a_reward_spec(base: Path) -> None:
