@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dina.errors import advice
 from dina.policies.advantages import ScaleRewards
 from dina.policies.corrections import CorrectionMode
 from dina.policies.losses import LossType
 from dina.rewards.registry import available_rewards
+from dina.rl.cluster_config import LoopConfig, RayConfig
+from dina.rl.section import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """Part of a recipe: unknown keys and wrong types are errors, nothing is converted silently."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -38,6 +34,11 @@ class RunConfig(Section):
         1, ge=1, description="line on the console every n steps; metrics.jsonl has every step"
     )
     sample_steps: int = Field(10, ge=0, description="pictures and answers saved every n steps; 0: never")
+    save_rollouts: int = Field(
+        0,
+        ge=0,
+        description="keep all samples of every n-th step in rollouts/, to look at or replay; 0: never",
+    )
     report_to: list[Literal["none", "wandb"]] = Field(
         [], description="further places for metrics, next to the run's folder"
     )
@@ -88,7 +89,9 @@ class DataConfig(Section):
 
 
 class RolloutConfig(Section):
-    engine: Literal["torch"] = Field("torch", description="what draws the samples")
+    engine: Literal["torch", "vllm"] = Field(
+        "torch", description="what draws the samples; vllm needs rl.runner=ray"
+    )
     batch_size: int = Field(64, ge=1, description="samples that are drawn at once")
     temperature: float = Field(1.0, gt=0, description="of text tokens")
     code_temperature: float | None = Field(None, gt=0, description="of picture codes; null: that of text")
@@ -103,6 +106,18 @@ class RolloutConfig(Section):
         1.0, ge=0, description="classifier-free guidance, in rollout and update alike; 1: off"
     )
     max_completion_length: int = Field(64, ge=1, description="longest answer in text tokens")
+    kv_cache_gib: float = Field(0.5, gt=0, description="memory for keys and values of vllm on a CPU")
+    gpu_memory: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the GPU that vllm takes; null: 0.4 if colocated, 0.85 if separate",
+    )
+    replay: str | None = Field(
+        None,
+        min_length=1,
+        description="train on saved rollouts instead of new ones: a rollouts/ folder, or a step_<n>",
+    )
 
     @model_validator(mode="after")
     def _samples_the_whole_distribution(self) -> RolloutConfig:
@@ -288,6 +303,8 @@ class TrainConfig(Section):
     )
     rewards: list[RewardConfig] = Field(min_length=1, description="what is good")
     guards: bool = Field(True, description="log statistics against reward hacking")
+    rl: LoopConfig = Field(default_factory=LoopConfig, description="one process or many, in step or ahead")
+    ray: RayConfig = Field(default_factory=RayConfig, description="processes and resources of rl.runner=ray")
 
     @field_validator("rewards")
     @classmethod
@@ -318,6 +335,17 @@ class TrainConfig(Section):
             )
         if self.data.eval_steps and not self.data.eval:
             raise ValueError(f"data.eval_steps is {self.data.eval_steps}, but data.eval names no prompts")
+        return self
+
+    @model_validator(mode="after")
+    def _runner_can(self) -> TrainConfig:
+        if self.rl.runner == "local" and self.rollout.engine == "vllm":
+            raise ValueError("rollout.engine vllm draws in processes of its own; set rl.runner=ray")
+        if self.rollout.engine == "vllm" and self.rollout.guidance_scale != 1:
+            raise ValueError(
+                f"rollout.guidance_scale {self.rollout.guidance_scale}: vllm draws without guidance; set it to 1, or "
+                "rollout.engine=torch"
+            )
         return self
 
     @model_validator(mode="after")

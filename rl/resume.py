@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from dina.errors import DinaError
 from dina.eval.compare import diff_configs
@@ -18,6 +20,7 @@ FREE = (
     "run.save_total_limit",
     "run.logging_steps",
     "run.sample_steps",
+    "run.save_rollouts",
     "run.report_to",
     "run.wandb_project",
     "run.threads",
@@ -26,7 +29,9 @@ FREE = (
     "data.eval",
     "data.eval_steps",
     "guards",
+    "rl.runner",
 )
+FREE_SECTIONS = ("ray.",)
 
 
 def run_folder(resume: Path) -> Path:
@@ -45,10 +50,14 @@ def refuse_other_settings(config: TrainConfig, saved: Path) -> None:
     """A resumed run continues with identical numbers, so what decides them must be as it was.
 
     Raises:
-        DinaError: names every key that differs and is not in ``FREE``.
+        DinaError: names every key that differs and is neither in ``FREE`` nor in ``FREE_SECTIONS``.
     """
     before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    changed = [d for d in diff_configs(before, config.model_dump(mode="json")) if d[0] not in FREE]
+    with contextlib.suppress(ValidationError):
+        # A run of an earlier version lacks the keys that came since; they were what their defaults are.
+        before = TrainConfig.model_validate(before).model_dump(mode="json")
+    differing = diff_configs(before, config.model_dump(mode="json"))
+    changed = [d for d in differing if d[0] not in FREE and not d[0].startswith(FREE_SECTIONS)]
     if changed:
         listed = "; ".join(f"{key} was {old!r}, now {new!r}" for key, old, new in changed)
         raise DinaError(

@@ -112,7 +112,7 @@ def test_three_steps_resumed_for_three_are_six_bit_for_bit(
     torch.rand(5)  # whatever else uses random numbers meanwhile
     train(recipe(start, out), resume=out)
     assert metrics_of(out) == metrics_of(whole_run)
-    for name in ("model.safetensors", "training_state.safetensors"):
+    for name in ("model.safetensors", "learner/rank_0/training_state.safetensors"):
         resumed = load_file(out / "checkpoints" / "step_6" / name)
         straight = load_file(whole_run / "checkpoints" / "step_6" / name)
         assert resumed.keys() == straight.keys()
@@ -159,11 +159,11 @@ def test_a_batch_that_loses_every_sequence_takes_no_step_and_stops_in_the_end(
     monkeypatch.setattr(Trainer, "_generate", lie)
     config = recipe(start, tmp_path / "run", run={"max_skipped_updates": 8})
     trainer = Trainer(config, tmp_path / "run")
-    before = {k: v.clone() for k, v in trainer.checkpoint.model.state_dict().items()}
+    before = {k: v.clone() for k, v in trainer.roles.learner.checkpoint.model.state_dict().items()}
     metrics = trainer.step(1)
     assert metrics["filter/mismatch/dropped"] == 1
     assert metrics["updates/taken"] == 0 and metrics["updates/skipped"] == 4
-    after = trainer.checkpoint.model.state_dict()
+    after = trainer.roles.learner.checkpoint.model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert "left out" in (tmp_path / "run" / "samples" / "step_000001.jsonl").read_text()
     trainer.step(2)
@@ -226,10 +226,14 @@ def test_a_run_that_stopped_before_its_first_checkpoint_can_begin_again(start: P
 def test_bfloat16_moves_the_weights_and_agrees_with_itself(start: Path, tmp_path: Path) -> None:
     config = recipe(start, tmp_path / "run", run={"dtype": "bfloat16"}, optim={"learning_rate": 1e-5})
     trainer = Trainer(config, tmp_path / "run")
-    before = {k: v.clone() for k, v in trainer.checkpoint.model.named_parameters()}
+    before = {k: v.clone() for k, v in trainer.roles.learner.checkpoint.model.named_parameters()}
     metrics = trainer.step(1)
     assert metrics["mismatch/max_prob_diff"] < 0.05
-    moved = [k for k, v in trainer.checkpoint.model.named_parameters() if not torch.equal(v, before[k])]
+    moved = [
+        k
+        for k, v in trainer.roles.learner.checkpoint.model.named_parameters()
+        if not torch.equal(v, before[k])
+    ]
     assert len(moved) > len(before) / 2
 
 

@@ -1,0 +1,118 @@
+"""The roles in one process: for debugging, tests and small machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+from dina.errors import DinaError
+from dina.model.checkpoint import load_checkpoint
+from dina.model.sampling import SamplingParams
+from dina.model.stream import TokenStream
+from dina.rewards.protocol import RewardSpec, SuiteResult
+from dina.rewards.suite import RewardSuite
+from dina.rl.config import TrainConfig
+from dina.rl.environment import pick_device
+from dina.rl.learner import Learner
+from dina.rl.roles import Deliver, Roles, rollout_sampling
+from dina.rollout.protocol import Prompt, Request, Sample
+from dina.rollout.torch_engine import TorchEngine
+
+
+def open_local_roles(config: TrainConfig) -> Roles:
+    """The learner and an engine that computes with the learner's own model.
+
+    Raises:
+        DinaError: the recipe asks for several learner ranks.
+    """
+    if config.learner.ranks > 1:
+        raise DinaError(f"learner.ranks {config.learner.ranks} are processes of their own; set rl.runner=ray")
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    learner = open_learner(config)
+    assert learner.checkpoint is not None
+    engine = TorchEngine(learner.checkpoint, config.rollout.batch_size, config.run.dtype)
+    suite = reward_suite(config)
+    return Roles(LocalRollout(engine), LocalScorer(suite), learner, close=suite.close)
+
+
+def reward_suite(config: TrainConfig) -> RewardSuite:
+    """The rewards of a recipe, ready to score."""
+    return RewardSuite([RewardSpec(**spec.model_dump()) for spec in config.rewards])
+
+
+class LocalRollout:
+    """An engine of this process; it draws when it is waited for."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self.engine = engine
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Sample]:
+        return self.engine.generate(requests, sampling)
+
+    def start(self, requests: Sequence[Request], sampling: SamplingParams, deliver: Deliver) -> LocalDraw:
+        return LocalDraw(self.engine, requests, sampling, deliver)
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Only stamps the version: the engine computes with the learner's model."""
+        self.engine.update_weights((), version)
+
+    def start_probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> None:
+        """Nothing to compare, for the same reason."""
+
+    def check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        self.engine.check_lengths(prompts, sampling)
+
+    def faults(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@dataclass
+class LocalDraw:
+    """Requests that are drawn on ``wait``."""
+
+    engine: TorchEngine
+    requests: Sequence[Request]
+    sampling: SamplingParams
+    deliver: Deliver
+
+    def wait(self) -> None:
+        positions = {id(request): position for position, request in enumerate(self.requests)}
+        for sample in self.engine.generate(self.requests, self.sampling):
+            self.deliver(positions[id(sample.request)], sample)
+
+
+class LocalScorer:
+    """Scores a whole batch at once when it is asked for."""
+
+    def __init__(self, suite: RewardSuite) -> None:
+        self.suite = suite
+        self._batches: dict[int, list[Sample]] = {}
+
+    def submit(self, step: int, group: Sequence[Sample]) -> None:
+        self._batches.setdefault(step, []).extend(group)
+
+    def collect(self, step: int) -> SuiteResult:
+        samples = self._batches.pop(step, [])
+        samples.sort(key=lambda s: (s.request.group, s.request.index))
+        return self.suite.score(samples, step=step)
+
+    def faults(self) -> dict[str, float]:
+        return {}
+
+
+def open_learner(config: TrainConfig) -> Learner:
+    """The learner of this process, with the checkpoint that it trains."""
+    set_seed(config.run.seed)
+    path, device = Path(config.model.path), pick_device(config.run.device)
+    checkpoint = load_checkpoint(path, device=device)
+    reference = load_checkpoint(path, device=device).model if config.algorithm.beta > 0 else None
+    return Learner(checkpoint, config, rollout_sampling(config.rollout), reference)

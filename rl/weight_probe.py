@@ -1,0 +1,52 @@
+"""After every weight sync: do the rollout workers compute with the learner's weights?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dina.model.sampling import SamplingParams
+from dina.model.stream import TokenStream
+from dina.rl.roles import LearnerRole, Pending, Rollout
+from dina.rollout.probe import compare_probe
+
+
+@dataclass
+class _Asked:
+    pending: Pending
+    actor: Tensor
+    actions: Tensor
+
+
+class WeightProbe:
+    """Asks every engine for the log-probabilities of one stream, and compares them with the learner's.
+
+    The workers answer in the order of their queue, so in async mode the answer is read when the first batch that
+    the new weights drew is taken: until then nothing is trained on them.
+    """
+
+    def __init__(self, rollout: Rollout, learner: LearnerRole, sampling: SamplingParams, dtype: str) -> None:
+        self.rollout, self.learner, self.sampling, self.dtype = rollout, learner, sampling, dtype
+        self._asked: dict[int, _Asked] = {}
+
+    def start(self, stream: TokenStream, version: int) -> None:
+        """Asks about weights ``version``, which the workers have been sent and the learner holds now."""
+        pending = self.rollout.start_probe([stream], self.sampling)
+        if pending is not None:
+            self._asked[version] = _Asked(pending, self.learner.log_probs(stream)[0].cpu(), stream.actions[0])
+
+    def check(self, version: int) -> dict[str, float]:
+        """Compares what was asked about weights up to ``version``; returns the largest differences.
+
+        Raises:
+            DinaError: an engine computes with other weights.
+        """
+        metrics: dict[str, float] = {}
+        for asked_version in [v for v in self._asked if v <= version]:
+            asked = self._asked.pop(asked_version)
+            for answer in asked.pending.wait():
+                report = compare_probe(answer, [asked.actor], [asked.actions], self.dtype)
+                for name, value in report.metrics().items():
+                    metrics[name] = max(value, metrics.get(name, 0.0))
+        return metrics

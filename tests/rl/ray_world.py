@@ -1,0 +1,107 @@
+"""A run small enough for tests with Ray: recipe, rewards that hurt, and a look at processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dina.rl.config import TrainConfig
+from tests.rl.rewards import red
+from tests.tiny_checkpoint import save_tiny_checkpoint
+
+# Wall-clock time, and the restarts themselves, differ between runs that are alike.
+NOT_COMPARED = ("timing_s/", "step_time", "/seconds", "faults/", "probe/")
+
+
+def save_world(folder: Path) -> Path:
+    """A checkpoint and prompts to train it on."""
+    save_tiny_checkpoint(folder / "checkpoint")
+    rows = [{"id": str(i), "prompt": f"a red star {i}", "grid": [2, 3], "tag": "t"} for i in range(7)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def recipe(world: Path, out: Path, **changes: Any) -> TrainConfig:
+    """Six steps of 3 prompts × 4 samples over Ray, every rollout kept."""
+    fields: dict[str, Any] = {
+        "run": {
+            "output_dir": str(out),
+            "max_steps": 6,
+            "save_steps": 3,
+            "sample_steps": 0,
+            "save_rollouts": 1,
+            "threads": 1,
+        },
+        "model": {"path": str(world / "checkpoint")},
+        "data": {"train": str(world / "train.jsonl")},
+        "algorithm": {"num_generations": 4, "prompts_per_step": 3, "minibatches": 2},
+        "filters": {"mismatch_tau": 0.1},
+        "optim": {"learning_rate": 1e-2, "micro_batch_size": 4},
+        "rewards": [{"use": "tests.rl.rewards:red"}],
+        "rl": {"runner": "ray"},
+        "ray": {"object_store_mb": 100},
+    }
+    for key, value in changes.items():
+        fields[key] = {**fields.get(key, {}), **value} if isinstance(value, dict) else value
+    return TrainConfig.model_validate(fields)
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not any(t in k for t in NOT_COMPARED)} for line in lines]
+
+
+def all_metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def workers_below(pid: int | None = None) -> dict[int, str]:
+    """Processes of the roles below ``pid`` (this process by default), by process id."""
+    found = {}
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            title = process.name() + " " + " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "Worker" in title and "ray::" in title:
+            found[process.pid] = title
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return condition()
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids)
+
+
+class DiesOnce:
+    """The reward ``red``, whose process is killed in the first call of step ``step``, and never again."""
+
+    def __init__(self, mark: str, step: int = 2) -> None:
+        self.mark, self.step = Path(mark), step
+
+    def __call__(self, generated_images: list[Any], trainer_state: Any, **columns: Any) -> list[float]:
+        if trainer_state.global_step == self.step and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return red(generated_images)
+
+
+def deadly(prompts: list[str], **columns: Any) -> list[float]:
+    """Kills its process whenever it is called."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
