@@ -62,6 +62,7 @@ class Trainer:
         with times.phase("generate"):
             samples = self._generate(number)  # complete groups are scored while others are still drawn
             staleness = self.batches.staleness(samples)
+            probe = self.probe.check(max(sample.weight_version for sample in samples))
         with times.phase("score"):
             scored = self.roles.scorer.collect(number)
         with times.phase("learn"):
@@ -70,7 +71,7 @@ class Trainer:
             update = learner.learn(samples, rewards, advantages.values.float(), advantages.valid, number)
             times.seconds |= update.seconds
         with times.phase("sync"):
-            probe = self._sync(number, samples[0])
+            probe |= self._sync(number, samples[0])
         self.skipped_in_a_row = 0 if update.steps else self.skipped_in_a_row + update.skipped
         save_step(self.config, self.folder, number, samples, scored, update)
         return {
@@ -108,9 +109,7 @@ class Trainer:
     def _generate(self, number: int) -> list[Sample]:
         """``prompts_per_step`` groups of ``num_generations`` samples, in the order of their requests."""
         self.batches.admit()
-        samples = self.batches.take(number)
-        self.probe.check(max(sample.weight_version for sample in samples))
-        return samples
+        return self.batches.take(number)
 
     def _advantages(self, samples: Sequence[Sample], rewards: Tensor) -> Advantages:
         groups = torch.tensor([s.request.group for s in samples])

@@ -30,6 +30,8 @@ FREE = (
     "data.eval_steps",
     "guards",
     "rl.runner",
+    "rollout.kv_cache_gib",
+    "rollout.gpu_memory",
 )
 FREE_SECTIONS = ("ray.",)
 

@@ -1,0 +1,1 @@
+"""The roles as Ray actors: learner ranks, rollout workers, reward workers."""

@@ -1,0 +1,111 @@
+"""Which process stands where, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from dina.errors import DinaError
+from dina.rl.cluster_config import RoleConfig
+from dina.rl.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one process: a bundle of the placement group, and its share of it."""
+
+    bundle: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+@dataclass
+class Plan:
+    """Bundles of resources that must each fit on one node, and the slots in them."""
+
+    bundles: list[dict[str, float]] = field(default_factory=list)
+    learner: list[Slot] = field(default_factory=list)
+    rollout: list[Slot] = field(default_factory=list)
+    reward: list[Slot] = field(default_factory=list)
+
+    def total(self, resource: str) -> float:
+        return sum(bundle.get(resource, 0.0) for bundle in self.bundles)
+
+    def add(self, *wanted: tuple[list[Slot], RoleConfig, float]) -> None:
+        """One more bundle with a slot for each of ``wanted``: where it is listed, its section, its GPUs."""
+        for slots, role, gpus in wanted:
+            slots.append(Slot(len(self.bundles), role.cpus, gpus, role.threads))
+        resources = {
+            "CPU": sum(role.cpus for _, role, _ in wanted) or 0.01,  # Ray refuses an empty bundle
+            "GPU": sum(gpus for _, _, gpus in wanted),
+        }
+        self.bundles.append({name: amount for name, amount in resources.items() if amount})
+
+
+def make_plan(config: TrainConfig, has_gpus: bool) -> Plan:
+    """The plan of a recipe. ``colocated`` puts a learner rank and a rollout worker into each bundle."""
+    plan, settings = Plan(), config.ray
+    learner, rollout, reward = settings.learner, settings.rollout, settings.reward
+    ranks, workers = config.learner.ranks, rollout.workers
+    if settings.placement == "colocated":
+        pairs = [*zip_longest(range(ranks), range(workers))]
+    else:
+        pairs = [*((rank, None) for rank in range(ranks)), *((None, worker) for worker in range(workers))]
+    for pair in pairs:
+        both = None not in pair
+        roles: list[tuple[list[Slot], RoleConfig]] = []
+        roles += [(plan.learner, learner)] if pair[0] is not None else []
+        roles += [(plan.rollout, rollout)] if pair[1] is not None else []
+        plan.add(*((slots, role, _gpus(role, has_gpus, both)) for slots, role in roles))
+    for _ in range(reward.workers):
+        plan.add((plan.reward, reward, reward.gpus or 0.0))
+    return plan
+
+
+def _gpus(role: RoleConfig, has_gpus: bool, shared: bool) -> float:
+    if role.gpus is not None:
+        return role.gpus
+    return (0.5 if shared else 1.0) if has_gpus else 0.0
+
+
+def reserve(plan: Plan, timeout: float) -> PlacementGroup:
+    """Reserves the plan's resources, and waits for them.
+
+    Raises:
+        DinaError: the cluster does not have them, or not in time.
+    """
+    there = ray.cluster_resources()
+    for name in ("CPU", "GPU"):
+        if (wanted := plan.total(name)) > there.get(name, 0.0):
+            raise DinaError(
+                f"The recipe's processes need {wanted:g} {name}s and the Ray cluster has {there.get(name, 0.0):g}; "
+                "lower ray.*.cpus, ray.*.gpus, ray.*.workers or learner.ranks"
+            )
+    group = placement_group(plan.bundles, strategy="PACK")
+    if not group.wait(timeout):
+        remove_placement_group(group)
+        raise DinaError(
+            f"The Ray cluster did not have {plan.bundles} free within {timeout:g} s; other runs may hold them "
+            "(ray status), or no single node has enough for one of the bundles"
+        )
+    return group
+
+
+def placed(cls: type, group: PlacementGroup, slot: Slot) -> Callable[[], Any]:
+    """What starts an actor of ``cls`` in its slot, as often as it is called."""
+    options: dict[str, Any] = {
+        "num_cpus": slot.cpus,
+        "num_gpus": slot.gpus,
+        "max_restarts": 0,  # a fresh actor would have no weights; the pools start their own
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, slot.bundle),
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(slot.threads)}},
+    }
+    remote = ray.remote(cls).options(**options)  # type: ignore[attr-defined]
+    return lambda: remote.remote()

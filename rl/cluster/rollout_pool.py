@@ -1,0 +1,201 @@
+"""Rollout workers: a pool of engines that looks like one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from dina.model.checkpoint import load_checkpoint
+from dina.model.sampling import SamplingParams
+from dina.model.stream import TokenStream
+from dina.rl.cluster.pool import Call, Limits, WorkerPool
+from dina.rl.cluster.reactor import Reactor
+from dina.rl.config import TrainConfig
+from dina.rl.environment import pick_device
+from dina.rl.roles import Deliver
+from dina.rollout.protocol import Prompt, Request, Sample
+from dina.rollout.torch_engine import TorchEngine
+from dina.rollout.weight_transport import Packed, pack_weights, unpack_weights
+
+Numbered = list[tuple[int, Request]]
+
+
+class RolloutWorker:
+    """The actor: one engine, made from the recipe."""
+
+    def open(self, config: TrainConfig) -> None:
+        self.engine = open_engine(config)
+
+    def generate(self, requests: Numbered, sampling: SamplingParams) -> Iterator[tuple[int, Sample]]:
+        """Yields (position, sample). The sample comes without its request, which the caller has."""
+        positions = {id(request): position for position, request in requests}
+        for sample in self.engine.generate([request for _, request in requests], sampling):
+            position = positions[id(sample.request)]
+            yield position, _compact(sample)
+
+    def update(self, packed: Packed, version: int) -> None:
+        self.engine.update_weights(unpack_weights(packed), version)
+
+    def probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> list[Tensor] | None:
+        probe = getattr(self.engine, "probe", None)
+        return None if probe is None else probe(streams, sampling)
+
+    def check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        self.engine.check_lengths(prompts, sampling)
+
+    def close(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.close()
+
+
+def open_engine(config: TrainConfig) -> Any:
+    """The engine of ``rollout.engine``, with the weights that the run starts from."""
+    rollout, path = config.rollout, Path(config.model.path)
+    if rollout.engine == "vllm":
+        from dina.rollout.vllm_engine import VllmEngine
+
+        colocated = config.ray.placement == "colocated"
+        return VllmEngine(
+            path,
+            dtype=config.run.dtype,
+            threads=config.ray.rollout.threads,
+            max_num_seqs=rollout.batch_size,
+            kv_cache_gib=rollout.kv_cache_gib,
+            gpu_memory=rollout.gpu_memory or (0.4 if colocated else 0.85),
+        )
+    checkpoint = load_checkpoint(path, device=pick_device(config.run.device))
+    return TorchEngine(checkpoint, rollout.batch_size, config.run.dtype)
+
+
+class RolloutPool:
+    """The role ``Rollout`` over several workers. The groups of a batch are dealt to them in turn.
+
+    Args:
+        starts: what starts each worker's actor.
+    """
+
+    def __init__(
+        self, config: TrainConfig, starts: Sequence[Callable[[], Any]], reactor: Reactor, limits: Limits
+    ) -> None:
+        self.config, self.reactor = config, reactor
+        # What each worker computes with: a replacement gets the same before it goes on.
+        self._weights: dict[int, tuple[Any, int]] = {}
+        self.pool = WorkerPool("rollout worker", starts, self._greet, reactor, limits)
+
+    def start(self, requests: Sequence[Request], sampling: SamplingParams, deliver: Deliver) -> Draw:
+        shares: list[dict[int, Request]] = [{} for _ in range(len(self.pool))]
+        turns = {group: turn for turn, group in enumerate(dict.fromkeys(r.group for r in requests))}
+        for position, request in enumerate(requests):
+            shares[turns[request.group] % len(shares)][position] = request
+        calls = []
+        for index, share in enumerate(shares):
+            if share:
+                calls.append(self._draw(share, sampling, deliver))
+                self.pool.submit(index, calls[-1])
+        return Draw(self.reactor, calls)
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[Sample]:
+        """Begins at once, and yields the samples as they arrive."""
+        arrived: deque[Sample] = deque()
+        draw = self.start(requests, sampling, lambda _, sample: arrived.append(sample))
+        return self._read(arrived, draw)
+
+    def update_weights(self, tensors: Any, version: int) -> None:
+        """Queues the update on every worker.
+
+        Args:
+            tensors: named tensors, or a reference to packed ones in Ray's object store.
+        """
+        packed = tensors if isinstance(tensors, ray.ObjectRef) else ray.put(pack_weights(tensors))
+        for index in range(len(self.pool)):
+            self.pool.submit(index, self._update(index, packed, version))
+
+    def start_probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> Answers:
+        return self._ask("probe", range(len(self.pool)), streams, sampling)
+
+    def check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        self._ask("check_lengths", [0], prompts, sampling).wait()
+
+    def faults(self) -> dict[str, float]:
+        return {"faults/rollout_restarts": float(self.pool.take_restarts())}
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def _greet(self, index: int) -> list[Call]:
+        calls = [Call("open", lambda: (self.config,))]
+        if index in self._weights:
+            calls.append(self._update(index, *self._weights[index]))
+        return calls
+
+    def _update(self, index: int, packed: Any, version: int) -> Call:
+        def done(_: None) -> None:
+            self._weights[index] = (packed, version)
+
+        return Call("update", lambda: (packed, version), done)
+
+    def _draw(self, share: dict[int, Request], sampling: SamplingParams, deliver: Deliver) -> Call:
+        """A call whose arguments are the requests of ``share`` that no sample has come for."""
+
+        def receive(part: tuple[int, Sample]) -> None:
+            position, sample = part
+            sample.request = share.pop(position)
+            deliver(position, sample)
+
+        return Call("generate", lambda: (list(share.items()), sampling) if share else None, receive, True)
+
+    def _ask(self, method: str, workers: Iterable[int], *arguments: Any) -> Answers:
+        answers = Answers(self.reactor)
+        for index in workers:
+            call = Call(method, lambda: arguments, answers.values.append)
+            answers.calls.append(call)
+            self.pool.submit(index, call)
+        return answers
+
+    def _read(self, arrived: deque[Sample], draw: Draw) -> Iterator[Sample]:
+        while True:
+            self.reactor.run_until(lambda: bool(arrived) or draw.done())
+            if not arrived:
+                return
+            yield arrived.popleft()
+
+
+class Draw:
+    """Requests that workers are drawing."""
+
+    def __init__(self, reactor: Reactor, calls: list[Call]) -> None:
+        self.reactor, self.calls = reactor, calls
+
+    def done(self) -> bool:
+        return all(call.done for call in self.calls)
+
+    def wait(self) -> None:
+        self.reactor.run_until(self.done)
+
+
+class Answers(Draw):
+    """The answers of the workers that were asked, in whatever order they come."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        super().__init__(reactor, [])
+        self.values: list[Any] = []
+
+    def wait(self) -> list[Any]:  # type: ignore[override]
+        super().wait()
+        return [value for value in self.values if value is not None]
+
+
+def _compact(sample: Sample) -> Sample:
+    """Frees a sample from the batch that its tensors are slices of, which would travel with each of them."""
+    stream = sample.stream
+    sample.request = None  # type: ignore[assignment]
+    sample.stream = TokenStream(
+        *(t.cpu().clone() for t in (stream.text_ids, stream.codes, stream.attention_mask, stream.actions))
+    )
+    sample.logps, sample.entropies = sample.logps.cpu().clone(), sample.entropies.cpu().clone()
+    return sample

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("ray")
+
+from dina.rewards.protocol import RewardFailure, SuiteResult
+from dina.rl.cluster.placement import Slot, make_plan
+from dina.rl.cluster.reward_pool import join_results
+from dina.rl.config import TrainConfig
+
+
+def config(**changes: object) -> TrainConfig:
+    fields = {"model": {"path": "c"}, "data": {"train": "p"}, "rewards": [{"use": "objects"}], **changes}
+    return TrainConfig.model_validate(fields)
+
+
+def test_a_learner_rank_and_a_rollout_worker_share_a_gpu() -> None:
+    settings = {"rollout": {"workers": 3}, "reward": {"gpus": 0.25}}
+    plan = make_plan(config(ray=settings, learner={"ranks": 2, "zero_stage": 2}), has_gpus=True)
+    assert plan.bundles[:2] == [{"CPU": 2.0, "GPU": 1.0}] * 2
+    assert plan.bundles[2:] == [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 0.5, "GPU": 0.25}]
+    assert plan.learner == [Slot(0, 1.0, 0.5, 1), Slot(1, 1.0, 0.5, 1)]
+    assert plan.rollout == [Slot(0, 1.0, 0.5, 1), Slot(1, 1.0, 0.5, 1), Slot(2, 1.0, 1.0, 1)]
+
+
+def test_separate_roles_have_gpus_of_their_own() -> None:
+    settings = {"placement": "separate", "rollout": {"workers": 2, "cpus": 2.5, "threads": 2}}
+    plan = make_plan(config(ray=settings), has_gpus=True)
+    assert plan.bundles == [{"CPU": 1.0, "GPU": 1.0}, *[{"CPU": 2.5, "GPU": 1.0}] * 2, {"CPU": 0.5}]
+    assert plan.rollout[1] == Slot(2, 2.5, 1.0, 2)
+    assert plan.total("GPU") == 3 and plan.total("CPU") == 6.5
+
+
+def test_without_gpus_none_is_asked_for() -> None:
+    plan = make_plan(config(ray={"learner": {"cpus": 0.0}, "rollout": {"cpus": 0.0}}), has_gpus=False)
+    assert plan.bundles == [{"CPU": 0.01}, {"CPU": 0.5}]
+    assert make_plan(config(ray={"learner": {"gpus": 1.0}}), has_gpus=False).total("GPU") == 1
+
+
+def test_groups_join_to_a_batch() -> None:
+    first = SuiteResult(
+        [1.0, None],
+        {"a": [1.0, None]},
+        {"a": [{"x": 1.0}, None]},
+        [RewardFailure("a", 1, "broke")],
+        {"a": 0.5},
+        {"rewards/a/t": 1.0},
+    )
+    second = SuiteResult(
+        [0.0, 2.0],
+        {"a": [0.0, 2.0]},
+        {"a": [None, None]},
+        [RewardFailure("a", 0, "too")],
+        {"a": 0.25},
+        {"rewards/a/t": 2.0},
+    )
+    joined = join_results([first, second])
+    assert joined.total == [1.0, None, 0.0, 2.0]
+    assert [(f.sample_index, f.reason) for f in joined.failures] == [(1, "broke"), (2, "too")]
+    assert joined.seconds == {"a": 0.75} and joined.logged == {"rewards/a/t": 1.5}
+    assert joined.metrics()["rewards/a/mean"] == 1.0

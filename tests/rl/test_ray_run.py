@@ -1,0 +1,204 @@
+"""Runs over Ray, undisturbed and disturbed. One Ray serves all tests of this module."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("ray")
+
+from dina.errors import DinaError
+from dina.rl.cluster.pool import WorkerPool
+from dina.rl.cluster.rollout_pool import RolloutPool
+from dina.rl.cluster.session import open_session
+from dina.rl.cluster_config import RayConfig
+from dina.rl.loop import Trainer, train
+from dina.rl.saved_rollouts import load_rollouts
+from dina.rollout.protocol import Sample
+from tests.rl.ray_world import all_metrics, metrics_of, recipe, save_world, wait_until, workers_below
+
+# Redone requests and other numbers of workers change what is computed in one batch, and with it the order in
+# which float32 sums are taken: log-probabilities move by some 1e-6, and Adam's first steps amplify that.
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    close = open_session(RayConfig(object_store_mb=100), cpus=4)
+    yield
+    assert wait_until(lambda: not workers_below()), workers_below()
+    close()
+    assert wait_until(lambda: not psutil.Process().children(recursive=True))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def local(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "local"
+    return train(recipe(world, out, rl={"runner": "local"}))
+
+
+def rollouts(run: Path) -> list[list[Sample]]:
+    return [load_rollouts(folder) for folder in sorted((run / "rollouts").glob("step_*"))]
+
+
+def assert_alike(run: Path, other: Path) -> None:
+    """The same samples, scores and metrics, as far as float32 sums in another order allow."""
+    for step, (ours, theirs) in enumerate(zip(rollouts(run), rollouts(other), strict=True), start=1):
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.request.seed, a.prompt.id, a.weight_version) == (
+                b.request.seed,
+                b.prompt.id,
+                b.weight_version,
+            )
+            assert torch.equal(a.stream.codes, b.stream.codes), step
+            torch.testing.assert_close(a.logps, b.logps, atol=TOLERANCE, rtol=0)
+    for ours_, theirs_ in zip(metrics_of(run), metrics_of(other), strict=True):
+        assert ours_ == pytest.approx(theirs_, abs=TOLERANCE, rel=TOLERANCE)
+
+
+def test_everything_listens_on_loopback_alone() -> None:
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    addresses = {c.laddr.ip for p in ours for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_run_over_ray_is_the_local_run(world: Path, local: Path, tmp_path: Path) -> None:
+    run = train(recipe(world, tmp_path / "run"))
+    # One rollout worker draws the same batches as the local engine, so not even the last bit differs.
+    assert metrics_of(run) == metrics_of(local)
+    name = Path("checkpoints/step_6/model.safetensors")
+    ours, theirs = load_file(run / name), load_file(local / name)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    lines = all_metrics(run)
+    assert all(line["probe/max_logp_diff"] < 1e-4 and line["staleness/max"] == 0 for line in lines)
+    assert all(line["faults/rollout_restarts"] == line["faults/reward_restarts"] == 0 for line in lines)
+
+
+def test_killed_workers_are_replaced_and_their_work_is_redone(
+    world: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rollout workers; one is killed in step 2, with weights of its own to get back; then a reward worker."""
+    start = RolloutPool.start
+    killed: list[int] = []
+
+    def start_and_kill(self: RolloutPool, requests: Sequence[Any], sampling: Any, deliver: Any) -> Any:
+        def deliver_and_kill(position: int, sample: Sample) -> None:
+            if sample.weight_version == 1 and not killed:
+                (pid,) = [p for p, title in workers_below().items() if "RolloutWorker" in title][:1]
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+            deliver(position, sample)
+
+        return start(self, requests, sampling, deliver_and_kill)
+
+    monkeypatch.setattr(RolloutPool, "start", start_and_kill)
+    mark = {"mark": str(tmp_path / "died"), "step": 3}
+    config = recipe(
+        world,
+        tmp_path / "run",
+        rewards=[{"use": "tests.rl.ray_world:DiesOnce", "name": "red", "kwargs": mark}],
+        rollout={"batch_size": 2},
+        ray={"rollout": {"workers": 2}},
+    )
+    run = train(config)
+    assert_alike(run, local)
+    lines = all_metrics(run)
+    assert killed and (tmp_path / "died").exists()
+    assert [line["faults/rollout_restarts"] for line in lines] == [0, 1, 0, 0, 0, 0]
+    assert [line["faults/reward_restarts"] for line in lines] == [0, 0, 1, 0, 0, 0]
+
+
+def test_a_worker_that_dies_every_time_stops_the_run(world: Path, tmp_path: Path) -> None:
+    config = recipe(
+        world, tmp_path / "run", rewards=[{"use": "tests.rl.ray_world:deadly"}], ray={"max_failures": 1}
+    )
+    with pytest.raises(
+        DinaError, match=r"reward worker 0 failed 2 times in a row .*max_failures=1.*--resume"
+    ):
+        train(config)
+
+
+def test_an_error_of_a_worker_is_told_as_it_is(world: Path, tmp_path: Path) -> None:
+    config = recipe(world, tmp_path / "run", rewards=[{"use": "tests.rl.rewards:broken", "required": True}])
+    with pytest.raises(DinaError, match="the scorer is gone"):
+        train(config)
+
+
+def test_a_dead_learner_ends_the_run_with_the_way_on(
+    world: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def kill_in_step_5(self: Trainer, number: int) -> dict[str, float]:
+        if number == 5:
+            (pid,) = [p for p, title in workers_below().items() if "LearnerWorker" in title]
+            os.kill(pid, signal.SIGKILL)
+        return step(self, number)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", kill_in_step_5)
+        with pytest.raises(DinaError, match=f"learner rank 0 died.*dina train --resume {run}"):
+            train(recipe(world, run))
+    assert len(metrics_of(run)) == 4
+    train(recipe(world, run), resume=run)
+    assert metrics_of(run) == metrics_of(local)
+
+
+def test_async_runs_ahead_as_far_as_promised_and_resumes_exactly(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = {"runner": "ray", "mode": "async", "max_staleness": 1}
+    whole = train(recipe(world, tmp_path / "whole", rl=ahead))
+    assert [line["staleness/max"] for line in all_metrics(whole)] == [0, 1, 1, 1, 1, 1]
+    assert [{s.weight_version for s in batch} for batch in rollouts(whole)] == [{0}, {0}, {1}, {2}, {3}, {4}]
+
+    step = Trainer.step
+
+    def interrupted(self: Trainer, number: int) -> dict[str, float]:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, number)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 4"):
+            train(recipe(world, run, rl=ahead))
+    assert (run / "checkpoints" / "step_4" / "in_flight" / "5").is_dir()
+    train(recipe(world, run, rl=ahead), resume=run)
+    assert metrics_of(run) == metrics_of(whole)
+
+
+def test_a_silent_worker_is_replaced(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process says nothing and does not die; only a time-out finds it."""
+    trainer = Trainer(recipe(world, tmp_path / "run"), tmp_path / "run")
+    pool: WorkerPool = trainer.roles.rollout.pool  # type: ignore[attr-defined]
+    launch = pool._launch
+
+    def launch_patiently(worker: Any) -> None:
+        pool.limits.timeout = 600.0
+        launch(worker)
+
+    try:
+        (pid,) = [p for p, title in workers_below().items() if "RolloutWorker" in title]
+        os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(pool, "_launch", launch_patiently)
+        pool.limits.timeout = 2.0
+        assert trainer.step(1)["faults/rollout_restarts"] == 1
+    finally:
+        trainer.close()
+    assert wait_until(lambda: not psutil.pid_exists(pid))
