@@ -82,6 +82,8 @@ def restore(learner: Learner, folder: Path) -> None:
     state = load_training_state(own / f"rank_{_keeper(learner)}")
     learner.scheduler.load_state_dict(state["scheduler"])
     learner.updater.load_state(state["optimizer"])
+    for group, rate in zip(learner.optimizer.param_groups, learner.scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
     learner.ranks.wait()
 
 

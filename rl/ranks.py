@@ -45,6 +45,9 @@ def init_rank(
     if own.type == "cuda":
         own = torch.device("cuda", own.index or 0)
         torch.cuda.set_device(own)
+    else:
+        # DeepSpeed looks for a GPU otherwise.
+        os.environ.setdefault("DS_ACCELERATOR", own.type)
     if _is_loopback(master_addr):
         _stay_on_loopback()
     # DeepSpeed and accelerate read these.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -38,8 +37,6 @@ class ZeroUpdater:
         stage: int,
         micro_batch_size: int,
     ) -> None:
-        if model.device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         try:
             import deepspeed
         except ImportError:
