@@ -1,10 +1,10 @@
-"""The splits: which concepts and prompts belong to which of five, and the rows of the prompt files.
+"""The splits: which concepts and prompts belong to which of six, and the rows of the prompt files.
 
-* Reinforcement learning trains on ``train``. ``dev`` guides choices, ``test`` guides none; their prompts are others,
-  of the same concepts.
+* Reinforcement learning trains on ``train``. ``dev`` and ``dev_large`` guide choices, ``test`` guides none; their
+  prompts are others, of the same concepts.
 * ``unpractised`` asks for concepts (see ``Concept.key``) that reinforcement learning never trains on. Single objects
   have too few concepts for that, there only the prompts differ.
-* SFT sees the concepts of all four in other words, and never a prompt of dev, test or unpractised.
+* SFT sees the concepts of all five in other words, and never a prompt that is held out.
 * ``novel`` names combinations and words that no training picture shows.
 * The pictures of the dev and test questions are in no training data.
 """
@@ -26,9 +26,14 @@ from dina.recipes.scenes.world import Scene, sample_canvas, scene_to_json
 
 Row = dict[str, Any]
 
-PER_TAG = {"train": 320, "dev": 28, "test": 64, "unpractised": 24, "novel": 24}
+PER_TAG = {"train": 320, "dev": 28, "dev_large": 64, "test": 64, "unpractised": 24, "novel": 24}
 """Prompts per tag and split; ``test`` holds 64 in each of seven tags."""
-HELD_OUT = ("test", "dev", "unpractised", "novel")
+_PURPOSES = {"dev_large": "test", "test": "second test"}
+"""Names of the splits' generators where they are not the split's. A test split that has guided a choice becomes a dev
+split under its old generator, and a new one is drawn."""
+_DRAWN = ("dev_large", "dev", "unpractised", "novel", "train", "test")
+"""The order in which the splits choose captions; none takes what an earlier one has."""
+HELD_OUT = tuple(split for split in _DRAWN if split != "train")
 """The splits whose prompts no training ever sees."""
 PER_KIND = {"train": 200, "dev": 20, "test": 70}
 """Questions per kind and split."""
@@ -94,7 +99,7 @@ def unpractised_keys(tag: str) -> frozenset[Any]:
 
 
 def split_concepts(tag: str, split: str) -> tuple[Concept, ...]:
-    """The concepts of a tag in a split; train, dev and test have the same."""
+    """The concepts of a tag in a split; train, both dev splits and test have the same."""
     if split == "novel":
         return novel_concepts(tag)
     held = unpractised_keys(tag)
@@ -125,8 +130,8 @@ def _captions(tag: str) -> dict[str, tuple[tuple[Concept, str], ...]]:
     """Distinct captions of a tag per split; no two splits share one."""
     taken: set[str] = set()
     out: dict[str, tuple[tuple[Concept, str], ...]] = {}
-    for split in (*HELD_OUT, "train"):
-        rng = _rng("captions", tag, split)
+    for split in _DRAWN:
+        rng = _rng("captions", tag, _PURPOSES.get(split, split))
         chosen: dict[str, Concept] = {}
         for concept in _draws(tag, split_concepts(tag, split), rng):
             caption = concept.wording(rng)
@@ -150,7 +155,7 @@ def held_out_captions() -> frozenset[str]:
 def prompt_rows(split: str) -> list[Row]:
     """The drawing prompts of a split (a key of :data:`PER_TAG`) as rows of a prompt file."""
     rows: list[Row] = []
-    rng = _rng("canvas", split)
+    rng = _rng("canvas", _PURPOSES.get(split, split))
     for tag in DRAWING_TAGS:
         for i, (concept, caption) in enumerate(_captions(tag)[split]):
             width, height = sample_canvas(rng)

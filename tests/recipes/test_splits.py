@@ -24,7 +24,7 @@ from dina.recipes.scenes.splits import (
 )
 from dina.recipes.scenes.world import Scene, holds, scene_from_json
 
-SPLITS = ("train", "dev", "test", "unpractised", "novel")
+SPLITS = ("train", "dev", "dev_large", "test", "unpractised", "novel")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def binding() -> list[dict]:
 
 
 def test_every_tag_has_enough_distinct_prompts(prompts):
-    least = {"train": 300, "dev": 24, "test": 60, "unpractised": 20, "novel": 20}
+    least = {"train": 300, "dev": 24, "dev_large": 60, "test": 60, "unpractised": 20, "novel": 20}
     for split, rows in prompts.items():
         distinct = {(row["tag"], row["prompt"]) for row in rows}
         assert len(distinct) == len(rows)
@@ -63,7 +63,7 @@ def test_unpractised_concepts_are_a_quarter_and_not_trained_on(tag):
     held, everything = unpractised_keys(tag), {c.key for c in seen_concepts(tag)}
     assert 0.15 < len(held) / len(everything) < 0.35
     assert held == {c.key for c in split_concepts(tag, "unpractised")}
-    for split in ("train", "dev", "test"):
+    for split in ("train", "dev", "dev_large", "test"):
         assert everything - held == {c.key for c in split_concepts(tag, split)}
 
 
@@ -99,7 +99,7 @@ def novel_named(row: dict) -> bool:
 
 def test_novel_prompts_and_only_these_name_something_never_seen(prompts):
     assert all(novel_named(row) for row in prompts["novel"])
-    assert not any(novel_named(row) for split in SPLITS[:4] for row in prompts[split])
+    assert not any(novel_named(row) for split in SPLITS[:-1] for row in prompts[split])
 
 
 def test_sft_shows_nothing_novel_and_says_nothing_held_out(sft, binding, prompts):
