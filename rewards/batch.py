@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from dina.rollout.protocol import Sample
+from dina.rollout.protocol import Prompt, Sample
 
 _ALWAYS = {"prompts", "completions", "completion_ids", "log_extra", "log_metric", "trainer_state"}
 _NOT_COLUMNS = _ALWAYS | {"prompt", "completion", "generated_images", "images"}
+
+
+@dataclass
+class RewardSample:
+    """What a reward can see of a sample, where no policy drew it: from a file, or over the network."""
+
+    prompt: Prompt
+    image: np.ndarray | None = None
+    text: str | None = None
+    completion_ids: list[int] = field(default_factory=list)
+    group: int = 0
+
+
+AnySample = Sample | RewardSample
 
 
 class RewardBatch:
@@ -20,8 +36,9 @@ class RewardBatch:
     Pictures are made anew for every call, so no reward can spoil those of another.
     """
 
-    def __init__(self, samples: Sequence[Sample], step: int = 0) -> None:
+    def __init__(self, samples: Sequence[AnySample], step: int = 0) -> None:
         self.samples = samples
+        self.groups = [s.group if isinstance(s, RewardSample) else s.request.group for s in samples]
         self.trainer_state = SimpleNamespace(global_step=step)
         names = dict.fromkeys(name for sample in samples for name in sample.prompt.columns)
         self.columns = [name for name in names if name not in _NOT_COLUMNS]
@@ -48,24 +65,26 @@ class RewardBatch:
         return found
 
 
-def _value(sample: Sample, name: str) -> Any:
+def _value(sample: AnySample, name: str) -> Any:
     reader = _READERS.get(name)
     return reader(sample) if reader else sample.prompt.columns.get(name)
 
 
-def _completion(sample: Sample) -> list[dict[str, Any]]:
+def _completion(sample: AnySample) -> list[dict[str, Any]]:
     content: Any = sample.text or ""
     if sample.image is not None:
         content = [{"type": "image", "image": Image.fromarray(sample.image)}]
     return [{"role": "assistant", "content": content}]
 
 
-def _completion_ids(sample: Sample) -> list[int]:
+def _completion_ids(sample: AnySample) -> list[int]:
+    if isinstance(sample, RewardSample):
+        return sample.completion_ids
     sampled = sample.stream.actions[0].any(dim=-1)
     return sample.stream.text_ids[0][sampled].tolist()
 
 
-_READERS: dict[str, Callable[[Sample], Any]] = {
+_READERS: dict[str, Callable[[AnySample], Any]] = {
     "prompts": lambda sample: sample.prompt.text,
     "completions": _completion,
     "completion_ids": _completion_ids,

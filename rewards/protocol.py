@@ -14,7 +14,16 @@ Every argument is a list with one entry per sample. Those on offer, to take by n
 * no lists: ``log_extra(name, values)``, ``log_metric(name, value)``, ``trainer_state`` (``.global_step``).
 
 A reward applies to the rows that have every argument which it names without a default. ``None`` says "does
-not apply". An exception, a time-out, a wrong length or anything that is no finite number is a failure.
+not apply". An exception, a time-out, a wrong length or anything that is no finite number is a failure. Instead of
+a number, an entry may be a :class:`Score`, a mapping with ``score`` and sub-scores, or an exception, which fails
+its sample alone.
+
+A class is instantiated once, with the recipe's ``kwargs``, and may have
+
+* ``setup()``: called once before the first batch, for what is slow or may fail, such as loading weights;
+* ``requires``: names of columns without which it does not apply, beside the arguments without a default;
+* ``batch_size``: at most so many samples per call, unless the recipe says otherwise;
+* ``close()``: called at the end.
 """
 
 from __future__ import annotations
@@ -25,10 +34,28 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
-Scores = Sequence[float | None]
-Reward = Callable[..., Scores | Awaitable[Scores]]
 LogExtra = Callable[[str, list[Any]], None]
+LogMetric = Callable[[str, float], None]
 Parts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score with what it is made of.
+
+    Attributes:
+        value: the score; ``None``: does not apply.
+        reason: why, in words for people.
+        parts: sub-scores; the numeric ones become metrics.
+    """
+
+    value: float | None
+    reason: str = ""
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Entry = float | Score | Mapping[str, Any] | Exception | None
+Reward = Callable[..., Sequence[Entry] | Awaitable[Sequence[Entry]]]
 
 
 @dataclass(frozen=True)
@@ -36,13 +63,21 @@ class RewardSpec:
     """One reward of a recipe.
 
     Attributes:
-        use: built-in name, name of an entry point of the group ``dina.rewards``, or ``package.module:attr``.
+        use: built-in name, name of an entry point of the group ``dina.rewards``, ``package.module:attr``, or
+            ``./file.py:attr``.
         name: what metrics call it; by default the last part of ``use``.
         weight: factor in the weighted sum. 0 logs the reward and never trains on it.
         required: a failed score stops the run.
         on_error: ``exclude`` leaves a sample with a failed score out of training, ``raise`` stops the run.
         timeout: seconds for scoring one batch.
         tasks: apply to samples of these tasks only, e.g. ``["vqa"]``; all by default.
+        clip: ``(low, high)``: the score is limited to these before it is summed.
+        normalise: ``group`` sums ``(score - mean) / std`` of the prompt's samples instead of the score (GDPO).
+        batch_size: at most so many samples per call; by default all at once, or what the class says.
+        held_out: logged and never trained on, as with weight 0; not even a prompt's own weights change that.
+        watches: the trained rewards whose rise is suspicious when this held-out one falls; by default all.
+        isolate: run in a process of its own, which is killed at the time-out.
+        memory_gib: limit for that process; implies ``isolate``.
         kwargs: arguments of the class, or bound to the function.
     """
 
@@ -53,6 +88,13 @@ class RewardSpec:
     on_error: Literal["exclude", "raise"] = "exclude"
     timeout: float = 60.0
     tasks: Sequence[str] | None = None
+    clip: Sequence[float] | None = None
+    normalise: Literal["none", "group"] = "none"
+    batch_size: int | None = None
+    held_out: bool = False
+    watches: Sequence[str] | None = None
+    isolate: bool = False
+    memory_gib: float | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -62,6 +104,26 @@ class RewardSpec:
     @property
     def fatal(self) -> bool:
         return self.required or self.on_error == "raise"
+
+    @property
+    def trained(self) -> bool:
+        return self.weight != 0 and not self.held_out
+
+    @property
+    def own_process(self) -> bool:
+        return self.isolate or self.memory_gib is not None
+
+
+def watched_pairs(specs: Sequence[RewardSpec]) -> list[tuple[str, str]]:
+    """Every held-out reward with each trained one that it watches, as (trained, held-out) names."""
+    trained = [spec.label for spec in specs if spec.trained]
+    return [
+        (name, spec.label)
+        for spec in specs
+        if not spec.trained
+        for name in trained
+        if spec.watches is None or name in spec.watches
+    ]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from dina.rewards.batch import RewardBatch
 from dina.rewards.protocol import Parts, Reward, RewardFailure, RewardSpec
 from dina.rewards.registry import build_reward, parameters
-from dina.rewards.worker import Outcome, RewardWorker, describe, read_score
+from dina.rewards.worker import Outcome, RewardWorker, describe, read_entry
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,10 @@ class RunningReward:
         self.spec = spec
         self._reward: Reward | None = build_reward(spec)
         named, open_ended = parameters(self._reward)
-        self._required = [name for name, p in named.items() if p.default is p.empty]
+        self.requires = [name for name, p in named.items() if p.default is p.empty]
+        self.requires += [name for name in getattr(self._reward, "requires", ()) if name not in named]
+        own_size = getattr(self._reward, "batch_size", None)
+        self._batch_size = spec.batch_size or (own_size if isinstance(own_size, int) else None)
         self._accepted = None if open_ended else set(named)
         self._worker = RewardWorker(spec.label)
         self._applied_before = False
@@ -39,26 +43,30 @@ class RunningReward:
         self.seconds = 0.0
         self._metrics: dict[str, list[float]] = {}
         self._deadline = time.monotonic() + self.spec.timeout
-        rows = batch.applicable(self._required, self.spec.tasks)
-        self._call = self._submit(rows) if rows else None
+        rows = batch.applicable(self.requires, self.spec.tasks)
+        size = self._batch_size or max(len(rows), 1)
+        self._calls = self._submit([rows[at : at + size] for at in range(0, len(rows), size)])
         if n and not rows and not self._applied_before:
-            needs = ", ".join(self._required)
+            needs = ", ".join(self.requires)
             log.warning("reward %r applies to no sample of this batch; it needs %s", self.spec.label, needs)
         self._applied_before = self._applied_before or bool(rows)
 
     def finish(self) -> None:
         """Waits for the scores, no longer than the time-out (twice that if rows are retried one by one)."""
-        if self._call is None:
-            return
-        outcome = self._wait(self._call)
-        if outcome is None:
-            self.timeouts += 1
-            return
-        self.timeouts = 0
-        if outcome.error is not None and len(self._call.rows) > 1:
-            self._retry_one_by_one(self._call.rows)
-        else:
-            self._take(self._call, outcome)
+        raised: list[int] = []
+        for position, call in enumerate(self._calls):
+            outcome = self._wait(call)
+            if outcome is None:
+                self.timeouts += 1
+                later = [row for left in self._calls[position + 1 :] for row in left.rows]
+                return self._fail(raised + later, "not scored: the time of the batch was up")
+            if outcome.error is not None and len(call.rows) > 1:
+                raised += call.rows
+            else:
+                self._take(call, outcome)
+        if self._calls:
+            self.timeouts = 0
+        self._retry_one_by_one(raised)
 
     def logged(self) -> dict[str, float]:
         """Means of what the reward logged through ``log_metric``."""
@@ -74,26 +82,29 @@ class RunningReward:
     def _retry_one_by_one(self, rows: list[int]) -> None:
         """One bad sample must not fail its neighbours. All retries together get one more time-out."""
         self._deadline = time.monotonic() + self.spec.timeout
-        for position, row in enumerate(rows):
-            call = self._submit([row])
+        for position, call in enumerate(self._submit([[row] for row in rows])):
             outcome = self._wait(call)
             if outcome is None:
                 return self._fail(rows[position + 1 :], "not retried: the batch raised and its time was up")
             self._take(call, outcome)
 
-    def _submit(self, rows: list[int]) -> _Call:
-        call = _Call(rows)
-        arguments = self.batch.arguments(rows, self._accepted)
-        for name, callback in (("log_extra", call.log_extra), ("log_metric", call.log_metric)):
-            if self._accepted is None or name in self._accepted:
-                arguments[name] = callback
-        call.future = self._worker.submit(self._answer, arguments)
-        return call
+    def _submit(self, batches: Sequence[list[int]]) -> list[_Call]:
+        """Begins one call per batch of rows, made one after another."""
+        calls = [_Call(rows) for rows in batches]
+        futures = self._worker.submit([partial(self._answer, call, self.batch) for call in calls])
+        for call, future in zip(calls, futures, strict=True):
+            call.future = future
+        self._submitted = calls
+        return calls
 
-    def _answer(self, **arguments: Any) -> Any:
+    def _answer(self, call: _Call, batch: RewardBatch) -> Any:
         """Runs in the worker's thread, and there sets a reward up anew whose last call was left behind."""
         if self._reward is None:
             self._reward = build_reward(self.spec)
+        arguments = batch.arguments(call.rows, self._accepted)
+        for name, callback in (("log_extra", call.log_extra), ("log_metric", call.log_metric)):
+            if self._accepted is None or name in self._accepted:
+                arguments[name] = callback
         return self._reward(**arguments)
 
     def _wait(self, call: _Call) -> Outcome | None:
@@ -101,14 +112,22 @@ class RunningReward:
         try:
             outcome = call.future.result(max(self._deadline - time.monotonic(), 0.0))
         except TimeoutError:
-            call.future.cancel()
-            self._worker.stop()
-            self._worker, self._reward = RewardWorker(self.spec.label), None
+            self._leave_behind()
             self.seconds += self.spec.timeout
             self._fail(call.rows, f"timed out after {self.spec.timeout:g} s")
             return None
         self.seconds += outcome.seconds
         return outcome
+
+    def _leave_behind(self) -> None:
+        """Goes on with a new thread; the old one ends with the call that it is stuck in, if ever."""
+        for call in self._submitted:
+            call.future.cancel()
+        self._worker.stop()
+        kill = getattr(self._reward, "kill", None)
+        self._worker, self._reward = RewardWorker(self.spec.label), None
+        if callable(kill):
+            kill()
 
     def _take(self, call: _Call, outcome: Outcome) -> None:
         if outcome.error is not None:
@@ -121,11 +140,13 @@ class RunningReward:
         if len(values) != len(call.rows):
             return self._fail(call.rows, f"returned {len(values)} scores for {len(call.rows)} samples")
         for position, (row, value) in enumerate(zip(call.rows, values, strict=True)):
+            logged = call.parts(position)
             try:
-                self.scores[row] = read_score(value)
+                self.scores[row], own = read_entry(value)
+                logged |= own
             except ValueError as error:
                 self._fail([row], str(error))
-            self.parts[row] = call.parts(position)
+            self.parts[row] = logged if any(entry is not None for entry in logged.values()) else None
         for name, numbers in call.metrics.items():
             self._metrics.setdefault(name, []).extend(numbers)
 
@@ -154,6 +175,5 @@ class _Call:
     def log_metric(self, name: str, value: float) -> None:
         self.metrics.setdefault(name, []).append(float(value))
 
-    def parts(self, position: int) -> Parts | None:
-        found = {name: values[position] for name, values in self._columns.items()}
-        return found if any(value is not None for value in found.values()) else None
+    def parts(self, position: int) -> Parts:
+        return {name: values[position] for name, values in self._columns.items()}

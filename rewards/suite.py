@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dina.errors import DinaError
-from dina.rewards.batch import RewardBatch
+from dina.rewards.batch import AnySample, RewardBatch
+from dina.rewards.combine import Term, clip_scores, normalise_in_groups, prompt_weights, weighted_sum
 from dina.rewards.protocol import RewardFailure, RewardSpec, SuiteResult
 from dina.rewards.running import RunningReward
-from dina.rollout.protocol import Sample
 
 MAX_TIMEOUTS_IN_A_ROW = 3
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ class RewardSuite:
             raise DinaError(f"two rewards are called {twice[0]!r}; give one of them another `name`")
         self.rewards = [RunningReward(spec) for spec in specs]
 
-    def score(self, samples: Sequence[Sample], step: int = 0) -> SuiteResult:
-        """Scores ``samples``; ``step`` reaches rewards as ``trainer_state.global_step``.
+    def score(self, samples: Sequence[AnySample], step: int = 0) -> SuiteResult:
+        """Scores ``samples``, whole groups of them; ``step`` reaches rewards as ``trainer_state.global_step``.
 
         Raises:
             DinaError: a score failed whose reward is ``required`` or ``on_error="raise"``, or one reward
@@ -44,30 +44,32 @@ class RewardSuite:
         failures = [failure for reward in self.rewards for failure in reward.failures]
         self._show(failures, samples)
         return SuiteResult(
-            total=self._combine(len(samples), failures),
+            total=weighted_sum([self._term(reward, batch) for reward in self.rewards]),
             per_reward={reward.spec.label: reward.scores for reward in self.rewards},
             parts={reward.spec.label: reward.parts for reward in self.rewards},
             failures=failures,
             seconds={reward.spec.label: reward.seconds for reward in self.rewards},
-            logged={key: value for reward in self.rewards for key, value in reward.logged().items()},
+            logged={key: value for reward in self.rewards for key, value in _logged(reward).items()},
         )
 
     def close(self) -> None:
         for reward in self.rewards:
             reward.close()
 
-    def _combine(self, n: int, failures: Sequence[RewardFailure]) -> list[float | None]:
-        trained = [reward for reward in self.rewards if reward.spec.weight != 0]
-        names = {reward.spec.label for reward in trained}
-        failed = {failure.sample_index for failure in failures if failure.reward in names}
-        total: list[float | None] = []
-        for row in range(n):
-            terms = [(reward.spec.weight, reward.scores[row]) for reward in trained]
-            known = [weight * score for weight, score in terms if score is not None]
-            total.append(sum(known) if known and row not in failed else None)
-        return total
+    def _term(self, reward: RunningReward, batch: RewardBatch) -> Term:
+        spec, n = reward.spec, len(batch.samples)
+        failed = {failure.sample_index for failure in reward.failures}
+        scores = reward.scores
+        if spec.clip is not None:
+            scores = clip_scores(scores, *spec.clip)
+        if spec.normalise == "group":
+            scores = normalise_in_groups(scores, batch.groups)
+        known = [other.spec.label for other in self.rewards]
+        columns = [sample.prompt.columns for sample in batch.samples]
+        weights = prompt_weights(columns, spec.label, spec.weight, known) if spec.trained else [0.0] * n
+        return Term(scores, weights, [row in failed for row in range(n)])
 
-    def _show(self, failures: Sequence[RewardFailure], samples: Sequence[Sample]) -> None:
+    def _show(self, failures: Sequence[RewardFailure], samples: Sequence[AnySample]) -> None:
         for reward in self.rewards:
             mine = [failure for failure in failures if failure.reward == reward.spec.label]
             if not mine:
@@ -83,3 +85,13 @@ class RewardSuite:
                     f"reward {first.reward!r} timed out in {reward.timeouts} batches in a row; "
                     f"raise its timeout (now {reward.spec.timeout:g} s) or mend it"
                 )
+
+
+def _logged(reward: RunningReward) -> dict[str, float]:
+    """What a reward logged, and the share of its scores that its clip changed."""
+    known = [score for score in reward.scores if score is not None]
+    if reward.spec.clip is None or not known:
+        return reward.logged()
+    low, high = reward.spec.clip
+    share = sum(not low <= score <= high for score in known) / len(known)
+    return {**reward.logged(), f"rewards/{reward.spec.label}/clipped": share}

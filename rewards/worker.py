@@ -8,11 +8,19 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dina.rewards.protocol import Parts, Score
+
+Call = Callable[[], Any]
+
+
+class ToldError(Exception):
+    """A failure whose message already says what happened and where."""
 
 
 @dataclass
@@ -31,8 +39,11 @@ class RewardWorker:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, name=f"reward-{name}", daemon=True).start()
 
-    def submit(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Future[Outcome]:
-        return asyncio.run_coroutine_threadsafe(_invoke(function, arguments), self._loop)
+    def submit(self, calls: Sequence[Call]) -> list[Future[Outcome]]:
+        """Runs the calls one after another. One whose future is cancelled in time is never made."""
+        futures: list[Future[Outcome]] = [Future() for _ in calls]
+        asyncio.run_coroutine_threadsafe(_in_turn(calls, futures), self._loop)
+        return futures
 
     def stop(self) -> None:
         """Ends the thread after the call in progress, however long that takes; does not wait."""
@@ -46,10 +57,16 @@ class RewardWorker:
         self._loop.close()
 
 
-async def _invoke(function: Callable[..., Any], arguments: dict[str, Any]) -> Outcome:
+async def _in_turn(calls: Sequence[Call], futures: Sequence[Future[Outcome]]) -> None:
+    for call, future in zip(calls, futures, strict=True):
+        if future.set_running_or_notify_cancel():
+            future.set_result(await _invoke(call))
+
+
+async def _invoke(call: Call) -> Outcome:
     start = time.perf_counter()
     try:
-        value = function(**arguments)
+        value = call()
         if inspect.isawaitable(value):
             value = await value
     except BaseException as error:  # sys.exit() in a reward must not end the thread
@@ -57,8 +74,26 @@ async def _invoke(function: Callable[..., Any], arguments: dict[str, Any]) -> Ou
     return Outcome(value=value, seconds=time.perf_counter() - start)
 
 
+def read_entry(entry: Any) -> tuple[float | None, Parts]:
+    """One entry of a reward's answer: its score, and its sub-scores.
+
+    Raises:
+        ValueError: it is a failure, with the reason in words.
+    """
+    if isinstance(entry, BaseException):
+        raise ValueError(describe(entry))
+    if isinstance(entry, Score):
+        reason = {"reason": entry.reason} if entry.reason else {}
+        return read_score(entry.value), {**entry.parts, **reason}
+    if isinstance(entry, Mapping):
+        if "score" not in entry:
+            raise ValueError(f"returned a mapping without 'score': {dict(entry)!r:.60}")
+        return read_score(entry["score"]), {key: entry[key] for key in entry if key != "score"}
+    return read_score(entry), {}
+
+
 def read_score(value: Any) -> float | None:
-    """One entry of a reward's answer.
+    """The number of an entry.
 
     Raises:
         ValueError: it is no finite number, with the reason in words.
@@ -78,6 +113,8 @@ def read_score(value: Any) -> float | None:
 
 def describe(error: BaseException) -> str:
     """An exception in one line, with the place that raised it."""
+    if isinstance(error, ToldError):
+        return " ".join(str(error).split())[:300]
     words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

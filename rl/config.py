@@ -256,7 +256,8 @@ class LearnerConfig(Section):
 
 class RewardConfig(Section):
     use: str = Field(
-        min_length=1, description="built-in name, entry point of dina.rewards, or package.module:attr"
+        min_length=1,
+        description="built-in name, entry point of dina.rewards, package.module:attr, or ./file.py:attr",
     )
     name: str = Field("", description="what metrics call it; by default the last part of `use`")
     weight: float = Field(1.0, description="factor in the sum; 0 logs the reward and never trains on it")
@@ -266,11 +267,38 @@ class RewardConfig(Section):
     )
     timeout: float = Field(60.0, gt=0, description="seconds for scoring one batch")
     tasks: list[Literal["t2i", "vqa"]] | None = Field(None, description="apply to these tasks only")
+    clip: list[float] | None = Field(
+        None, min_length=2, max_length=2, description="[low, high]: limits of the score in the sum"
+    )
+    normalise: Literal["none", "group"] = Field(
+        "none", description="group: sum (score - mean) / std within the prompt's samples (GDPO)"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="samples per call; null: all, or what the reward says"
+    )
+    held_out: bool = Field(False, description="log it and never train on it, as with weight 0")
+    watches: list[str] | None = Field(
+        None,
+        description="trained rewards to warn about if they rise while this held-out one falls; null: all",
+    )
+    isolate: bool = Field(False, description="run in a process of its own, killed at the time-out")
+    memory_gib: float | None = Field(None, gt=0, description="limit for that process; implies isolate")
     kwargs: dict[str, Any] = Field({}, description="arguments of the reward")
 
     @property
     def label(self) -> str:
         return self.name or self.use.rsplit(":", 1)[-1]
+
+    @property
+    def trained(self) -> bool:
+        return self.weight != 0 and not self.held_out
+
+    @field_validator("clip")
+    @classmethod
+    def _ordered(cls, clip: list[float] | None) -> list[float] | None:
+        if clip is not None and clip[0] >= clip[1]:
+            raise ValueError(f"clip {clip} must be [low, high] with low below high")
+        return clip
 
     @field_validator("use")
     @classmethod
@@ -278,7 +306,7 @@ class RewardConfig(Section):
         known = available_rewards()
         if ":" not in use and use not in known:
             raise ValueError(
-                f"there is no reward {use!r}; {advice(use, known)} Your own is package.module:attr"
+                f"there is no reward {use!r}; {advice(use, known)} Your own is package.module:attr or ./file.py:attr"
             )
         return use
 
@@ -313,8 +341,15 @@ class TrainConfig(Section):
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"two rewards are called {label!r}; give each a `name` of its own")
-        if not any(reward.weight for reward in rewards):
-            raise ValueError("every weight is 0: nothing would be trained on")
+        trained = [reward.label for reward in rewards if reward.trained]
+        if not trained:
+            raise ValueError("every weight is 0 or held out: nothing would be trained on")
+        for reward in rewards:
+            for name in reward.watches or []:
+                if name not in trained:
+                    raise ValueError(
+                        f"{reward.label} watches {name!r}, no trained reward; {advice(name, trained)}"
+                    )
         return rewards
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -14,7 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dina.errors import DinaError
+from dina.rewards.held_out import HeldOutWatch
+from dina.rewards.protocol import RewardSpec, watched_pairs
 from dina.rl.config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _WANDB_ID = "wandb_run_id.txt"
@@ -52,6 +57,8 @@ class MetricsLogger:
         folder.mkdir(parents=True, exist_ok=True)
         truncate_metrics(self._path, finished)
         self._file = self._path.open("a", encoding="utf-8")
+        specs = [RewardSpec(**reward.model_dump()) for reward in config.rewards]
+        self._held_out = HeldOutWatch(watched_pairs(specs))
         self._wandb = _start_wandb(folder, config) if "wandb" in config.run.report_to else None
         self._progress = Progress(
             TextColumn("step"),
@@ -79,6 +86,8 @@ class MetricsLogger:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the numbers of ``step``. A number that is not finite is written as ``null``.
 
+        Warns where a trained reward rises while its held-out partner falls.
+
         Raises:
             DinaError: the disk is full or the file cannot be written.
         """
@@ -89,6 +98,8 @@ class MetricsLogger:
             raise DinaError(f"{self._path} cannot be written: {error.strerror}") from error
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step, commit=True)
+        for warning in self._held_out.warnings(metrics):
+            log.warning("%s", warning)
         summary = headline(metrics)
         self._progress.update(self._task, completed=step, description=summary)
         run = self.config.run
