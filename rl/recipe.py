@@ -57,6 +57,18 @@ def dump_recipe(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
+def read_value(text: str, what: str) -> Any:
+    """One value as recipes spell it. ``what`` names it in the error.
+
+    Raises:
+        DinaError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise DinaError(f"{what} is not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, such as ``scenes/t2i_grpo``."""
     return sorted(file.relative_to(RECIPES).with_suffix("").as_posix() for file in RECIPES.rglob("*.yaml"))
@@ -119,11 +131,7 @@ class _Recipe:
         dotted, equals, value_text = text.partition("=")
         if not equals or not dotted.strip():
             raise DinaError(f"command line: {text!r} is not of the form section.key=value")
-        try:
-            value = yaml.load(value_text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            reason = getattr(error, "problem", error)
-            raise DinaError(f"command line: the value of {text!r} is not valid YAML ({reason})") from None
+        value = read_value(value_text, f"command line: the value of {text!r}")
         path = self._set(dotted.strip().split("."), value, text)
         self._replace_origins(path, {path: f"command line ({text})"})
 
