@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
+from dina.errors import DinaError, advice
+from dina.rewards.detectors import DETECTORS
 from dina.rewards.geneval import SceneScore, score_scene
+from dina.rewards.geneval_benchmark import benchmark_correct
 from dina.rewards.protocol import LogExtra, log_parts
 from dina.rewards.registry import load_object
 
 Box = tuple[float, float, float, float]
+Clauses = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class Detection:
         color: colour name, ``None`` if the detector does not read colours.
         box: ``(x0, y0, x1, y1)`` in pixels, y downwards.
         score: confidence; the best boxes of a class are compared first.
+        mask: the object's pixels, ``[H, W]`` boolean, where the detector gives them.
     """
 
     label: str
     color: str | None
     box: Box
     score: float = 1.0
+    mask: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 class Detector(Protocol):
@@ -41,51 +47,151 @@ class Detector(Protocol):
         ...
 
 
+class BatchDetector(Protocol):
+    """A detector with weights: reads many pictures at once, and may be told which classes matter.
+
+    Attributes:
+        counting_threshold: least score of an object where a prompt asks for a number of them.
+    """
+
+    counting_threshold: float
+
+    def detect_many(
+        self, images: Sequence[np.ndarray], names: Sequence[Sequence[str]]
+    ) -> list[list[Detection]]:
+        """``images``: ``[H, W, 3]`` uint8 RGB each; ``names``: the classes of each one's prompt."""
+        ...
+
+
+class ColorReader(Protocol):
+    """Names the colours of objects that were found."""
+
+    def name(self, image: np.ndarray, found: Sequence[Detection], labels: set[str]) -> list[Detection]:
+        """The same detections, those of ``labels`` with a colour."""
+        ...
+
+
 class ObjectsReward:
     """Reward: does the picture hold what the row's ``include`` asks for, and nothing else?
 
     Args:
-        detector: a :class:`Detector`, its class, or where to import one from (``package.module:attr``).
-        mode: ``graded`` (partial credit, default for training) or ``strict`` (1 or 0, the benchmark's rule).
+        detector: a :class:`Detector` or :class:`BatchDetector`, its class, where to import one from
+            (``package.module:attr``), or a name of :data:`dina.rewards.detectors.DETECTORS`.
+        mode: ``graded`` (partial credit, default for training), ``strict`` (1 or 0, exact counts and nothing else in
+            the picture) or ``benchmark`` (1 or 0, GenEval's published rule).
         detector_kwargs: passed to the detector if it is a class.
+        colors: hub name or folder of a CLIP model that names the colours that a prompt asks for, or a
+            :class:`ColorReader`; by default the detector's own colours. The pretrained detectors read none.
 
-    Columns: ``include``, ``exclude``. ``None`` for a row without ``include`` or without a drawn picture.
+    Columns: ``include``, ``exclude``, ``tag``. ``None`` for a row without ``include`` or without a drawn picture.
     Parts: ``count``, ``color``, ``position``, ``precision``, ``excess_objects``, ``strict``.
     """
 
     def __init__(
         self,
-        detector: str | Detector | type = "dina.recipes.scenes.detector:ShapeDetector",
-        mode: Literal["strict", "graded"] = "graded",
+        detector: str | Detector | BatchDetector | type = "dina.recipes.scenes.detector:ShapeDetector",
+        mode: Literal["strict", "graded", "benchmark"] = "graded",
         detector_kwargs: dict[str, Any] | None = None,
+        colors: str | ColorReader | None = None,
     ) -> None:
-        if mode not in ("strict", "graded"):
-            raise ValueError(f"mode must be 'strict' or 'graded', not {mode!r}")
-        found = load_object(detector) if isinstance(detector, str) else detector
-        self.detector: Detector = found(**(detector_kwargs or {})) if isinstance(found, type) else found
+        if mode not in ("strict", "graded", "benchmark"):
+            raise ValueError(f"mode must be 'strict', 'graded' or 'benchmark', not {mode!r}")
+        found = load_object(_detector_path(detector)) if isinstance(detector, str) else detector
+        self.detector: Any = found(**(detector_kwargs or {})) if isinstance(found, type) else found
         self.mode = mode
+        self.colors = _clip_colors(colors) if isinstance(colors, str) else colors
 
     def __call__(
         self,
         generated_images: Sequence[Image.Image | None],
         include: Sequence[list[dict[str, Any]] | None],
         exclude: Sequence[list[dict[str, Any]] | None] | None = None,
+        tag: Sequence[str | None] | None = None,
         log_extra: LogExtra | None = None,
         **_: Any,
     ) -> list[float | None]:
-        excludes = exclude or [None] * len(include)
-        scenes = [
-            self.score(np.asarray(image.convert("RGB")), wanted, unwanted or ()) if image and wanted else None
-            for image, wanted, unwanted in zip(generated_images, include, excludes, strict=True)
+        nothing = [None] * len(include)
+        rows = zip(generated_images, include, exclude or nothing, tag or nothing, strict=True)
+        wishes = [
+            _Wish(np.asarray(image.convert("RGB")), wanted, unwanted or (), kind)
+            if image and wanted
+            else None
+            for image, wanted, unwanted, kind in rows
         ]
-        log_parts(log_extra, [s.parts | {"reason": s.reason} if s else None for s in scenes])
-        return [getattr(scene, self.mode) if scene else None for scene in scenes]
+        found = iter(self._detect([wish for wish in wishes if wish]))
+        results = [self._judge(wish, next(found)) if wish else None for wish in wishes]
+        log_parts(log_extra, [s.parts | {"reason": s.reason} if s else None for s, _ in _pairs(results)])
+        return [score for _, score in _pairs(results)]
 
-    def score(
-        self,
-        image: np.ndarray,
-        include: Sequence[Mapping[str, Any]],
-        exclude: Sequence[Mapping[str, Any]] = (),
-    ) -> SceneScore:
+    def score(self, image: np.ndarray, include: Clauses, exclude: Clauses = ()) -> SceneScore:
         """``image``: ``[H, W, 3]`` uint8."""
-        return score_scene(self.detector.detect(image), include, exclude)
+        wish = _Wish(image, include, exclude, None)
+        return self._judge(wish, self._detect([wish])[0])[0]
+
+    def _detect(self, wishes: Sequence[_Wish]) -> list[list[Detection]]:
+        if not wishes:
+            return []
+        if not hasattr(self.detector, "detect_many"):
+            found = [self.detector.detect(wish.image) for wish in wishes]
+        else:
+            found = self.detector.detect_many([w.image for w in wishes], [w.names for w in wishes])
+        limit = getattr(self.detector, "counting_threshold", 0.0)
+        sure = [
+            [d for d in seen if d.score > limit] if wish.counting and limit else seen
+            for wish, seen in zip(wishes, found, strict=True)
+        ]
+        if self.colors is None:
+            return sure
+        pairs = zip(wishes, sure, strict=True)
+        return [self.colors.name(w.image, seen, w.coloured) if w.coloured else seen for w, seen in pairs]
+
+    def _judge(self, wish: _Wish, found: Sequence[Detection]) -> tuple[SceneScore, float]:
+        scene = score_scene(found, wish.include, wish.exclude)
+        if self.mode == "benchmark":
+            return scene, float(benchmark_correct(found, wish.include, wish.exclude))
+        return scene, getattr(scene, self.mode)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """A picture and what its prompt asks for."""
+
+    image: np.ndarray
+    include: Clauses
+    exclude: Clauses
+    tag: str | None
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(str(entry["class"]) for entry in [*self.include, *self.exclude]))
+
+    @property
+    def coloured(self) -> set[str]:
+        return {str(entry["class"]) for entry in self.include if entry.get("color")}
+
+    @property
+    def counting(self) -> bool:
+        """By the prompt's tag; a prompt without one counts where it asks for several of a class."""
+        if self.tag:
+            return self.tag == "counting"
+        return any((entry.get("count") or 1) > 1 for entry in self.include)
+
+
+def _pairs(
+    results: Sequence[tuple[SceneScore, float] | None],
+) -> list[tuple[SceneScore | None, float | None]]:
+    return [result or (None, None) for result in results]
+
+
+def _detector_path(name: str) -> str:
+    if ":" in name or name in DETECTORS:
+        return DETECTORS.get(name, name)
+    raise DinaError(
+        f"no detector {name!r}: {advice(name, DETECTORS)} (your own is written package.module:attr)"
+    )
+
+
+def _clip_colors(model: str) -> ColorReader:
+    from dina.rewards.detectors.colors import ClipColors  # it builds on this module
+
+    return ClipColors(model)
