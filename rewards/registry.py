@@ -18,6 +18,18 @@ BUILTIN = {
     "objects": "dina.rewards.objects:ObjectsReward",
     "ocr": "dina.rewards.ocr:OCRReward",
     "vqa": "dina.rewards.vqa:ExactMatchReward",
+    "choice": "dina.rewards.understanding:ChoiceReward",
+    "number": "dina.rewards.understanding:NumberReward",
+    "anls": "dina.rewards.understanding:ANLSReward",
+    "relaxed_accuracy": "dina.rewards.understanding:RelaxedAccuracyReward",
+    "format": "dina.rewards.understanding:FormatReward",
+    "clip_score": "dina.rewards.alignment.clip_score:CLIPScoreReward",
+    "vlm": "dina.rewards.alignment.judge:VLMReward",
+    "vlm_endpoint": "dina.rewards.alignment.endpoint:VLMEndpointReward",
+    "aesthetic": "dina.rewards.preference:AestheticReward",
+    "pick_score": "dina.rewards.preference:PickScoreReward",
+    "hps": "dina.rewards.preference:HPSReward",
+    "image_quality": "dina.rewards.quality:ImageQualityReward",
 }
 _REWARD_ARGUMENTS = {"prompts", "completions", "completion_ids", "generated_images"}
 

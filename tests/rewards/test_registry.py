@@ -46,7 +46,7 @@ def test_kwargs_are_bound_to_functions_given_to_classes_and_to_factories():
     "spec, words",
     [
         (RewardSpec("object"), "no reward 'object': did you mean 'objects'"),
-        (RewardSpec("zzz"), "known: objects, ocr, vqa"),
+        (RewardSpec("zzz"), "known: "),
         (RewardSpec("trl.rewards.think_format_reward"), "did you mean trl.rewards:think_format_reward"),
         (RewardSpec("no_such_package:thing"), "module 'no_such_package' cannot be imported"),
         (RewardSpec(f"{HERE}:scale"), "has no 'scale'; did you mean 'scaled'"),
