@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dina.errors import DinaError
 from dina.rewards.protocol import Reward, RewardSpec
+from dina.rewards.verl import VerlReward, is_verl_style
 
 ENTRY_POINT_GROUP = "dina.rewards"
 BUILTIN = {
     "objects": "dina.rewards.objects:ObjectsReward",
     "ocr": "dina.rewards.ocr:OCRReward",
+    "remote": "dina.rewards.remote:RemoteReward",
     "vqa": "dina.rewards.vqa:ExactMatchReward",
     "choice": "dina.rewards.understanding:ChoiceReward",
     "number": "dina.rewards.understanding:NumberReward",
@@ -44,18 +51,27 @@ def build_reward(spec: RewardSpec) -> Reward:
     """The callable of ``spec``: a class is instantiated with ``kwargs``, a function gets them bound.
 
     A function that takes none of a reward's arguments, and can be called with ``kwargs`` alone, is a factory
-    (such as TRL's ``get_soft_overlong_punishment``) and is called.
+    (such as TRL's ``get_soft_overlong_punishment``) and is called. One in verl's manner (``compute_score``) is
+    wrapped. ``setup()`` has been called on what comes back.
 
     Raises:
         DinaError: nothing has that name, a keyword fits no parameter, or setting up raised.
     """
-    target = load_object(available_rewards().get(spec.use, spec.use), what=f"reward {spec.use!r}")
+    if spec.own_process:
+        from dina.rewards.isolated import IsolatedReward
+
+        return IsolatedReward(spec)
+    target = find_reward(spec.use)
     _check_kwargs(target, spec)
     try:
         if inspect.isclass(target) or _is_factory(target, spec):
             target = target(**spec.kwargs)
+        elif is_verl_style(parameters(target)[0]):
+            target = VerlReward(target, **spec.kwargs)
         elif spec.kwargs:
             target = functools.partial(target, **spec.kwargs)
+        if callable(setup := getattr(target, "setup", None)):
+            setup()
     except Exception as error:
         raise DinaError(f"reward {spec.label!r} ({spec.use}) could not be set up: {_words(error)}") from error
     if not callable(target):
@@ -65,21 +81,35 @@ def build_reward(spec: RewardSpec) -> Reward:
     return target
 
 
+def find_reward(use: str) -> Any:
+    """The function or class that a recipe's ``use`` names, as it is.
+
+    Raises:
+        DinaError: nothing has that name, or it cannot be imported.
+    """
+    return load_object(available_rewards().get(use, use), what=f"reward {use!r}")
+
+
 def load_object(path: str, what: str = "") -> Any:
-    """Imports ``package.module:attr``. ``what`` names the thing in errors.
+    """Imports ``package.module:attr`` or ``path/to/file.py:attr``. ``what`` names the thing in errors.
 
     Raises:
         DinaError: not of that form, no such module or attribute, or the import itself fails.
     """
     what = what or repr(path)
-    module_name, colon, attribute = path.partition(":")
+    module_name, colon, attribute = path.rpartition(":")
+    if not colon and path.endswith(".py"):
+        raise DinaError(f"no {what}: which object of the file? Write {path}:attr")
     if not colon:
         package, dot, last = path.rpartition(".")
         advice = f"did you mean {package}:{last}?" if dot else _advice(path, available_rewards())
-        raise DinaError(f"no {what}: {advice} (a reward of your own is written package.module:attr)")
+        raise DinaError(f"no {what}: {advice} (your own is package.module:attr or ./file.py:attr)")
+    is_file = module_name.endswith(".py")
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = _import_file(Path(module_name)) if is_file else importlib.import_module(module_name)
     except Exception as error:
+        if is_file:
+            raise DinaError(f"{what}: the file {module_name} cannot be imported ({_words(error)})") from error
         raise DinaError(
             f"{what}: module {module_name!r} cannot be imported ({_words(error)}). "
             "Is its folder on PYTHONPATH, or its package installed?"
@@ -90,6 +120,26 @@ def load_object(path: str, what: str = "") -> Any:
             raise DinaError(f"{what}: {module_name} has no {part!r}; {_advice(part, public)}")
         found = getattr(found, part)
     return found
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Runs a file as a module, once. It can import what lies beside it."""
+    path = path.resolve()
+    name = f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
