@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from dina import __version__
 from dina.errors import DinaError
+from dina.rl import rewards_cli
 from dina.rl.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(rewards_cli.app, name="rewards")
 
 
 def main() -> None:
@@ -287,7 +289,7 @@ def evaluate(
 
     [bold]Examples[/bold]
 
-    dina evaluate runs/t2i_grpo/checkpoints/step_100
+    dina evaluate runs/t2i_grpo/checkpoints/step_130
 
     dina evaluate CHECKPOINT --prompts mine.jsonl --n-per-prompt 4 --json
     """
@@ -341,9 +343,9 @@ def compare(
 
     [bold]Examples[/bold]
 
-    dina compare runs/sft/final runs/t2i_grpo/checkpoints/step_100 --n-per-prompt 2
+    dina compare runs/sft/final runs/t2i_grpo/checkpoints/step_130 --n-per-prompt 2
 
-    dina compare runs/evaluate/evaluation.json runs/t2i_grpo/checkpoints/step_100
+    dina compare runs/evaluate/evaluation.json runs/t2i_grpo/checkpoints/step_130
     """
     from dina.eval.evaluate import compare_checkpoints, open_torch_engine
     from dina.eval.report import write_report
@@ -367,18 +369,6 @@ def compare(
     else:
         print_comparison(comparison)
     _say(f"The report is {report}")
-
-
-@app.command()
-def rewards() -> None:
-    """Lists the rewards that a recipe can name: built-in ones, and those of installed packages."""
-    from dina.rewards.registry import BUILTIN, available_rewards
-
-    rows = [
-        (name, f"{where}  ({'built in' if name in BUILTIN else 'plugin'})")
-        for name, where in available_rewards().items()
-    ]
-    _print_rows("Rewards for `use:` in a recipe; your own is package.module:attr", rows)
 
 
 @app.command()
