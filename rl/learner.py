@@ -55,9 +55,10 @@ class Learner:
         sampling: SamplingParams,
         reference: DinaForConditionalGeneration | None = None,
     ) -> None:
-        whole = isinstance(checkpoint_or_model, Checkpoint)
-        self.checkpoint = checkpoint_or_model if whole else None
-        model = checkpoint_or_model.model if whole else checkpoint_or_model
+        self.checkpoint: Checkpoint | None = None
+        model = checkpoint_or_model
+        if isinstance(model, Checkpoint):
+            self.checkpoint, model = model, model.model
         self.model, self.config, self.sampling, self.reference = model, config, sampling, reference
         self.device, self.ranks = model.device, Ranks.current()
         # Dropout stays off: it would change the probabilities that the ratio compares.
