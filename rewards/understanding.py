@@ -37,8 +37,8 @@ class ChoiceReward(AnswerReward):
         self,
         completions: Sequence[list[dict[str, Any]]],
         answer: Sequence[Any],
-        choices: Sequence[Sequence[Any] | None] | None = None,
         log_extra: LogExtra | None = None,
+        choices: Sequence[Sequence[Any] | None] | None = None,
         **_: Any,
     ) -> list[float | None]:
         offered = choices or [None] * len(answer)

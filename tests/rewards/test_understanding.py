@@ -50,12 +50,12 @@ def test_the_choice_that_is_taken(said: str, letter: str | None):
 def test_right_choice_as_letter_index_or_text(right):
     reward = ChoiceReward()
     completions = [[{"role": "assistant", "content": text}] for text in ("B", "A", "blue star")]
-    assert reward(completions, [right] * 3, [SHAPES] * 3) == [1.0, 0.0, 1.0]
+    assert reward(completions, [right] * 3, choices=[SHAPES] * 3) == [1.0, 0.0, 1.0]
 
 
 def test_a_right_choice_that_is_none_is_an_error():
     with pytest.raises(ValueError, match="'square' is no letter"):
-        ChoiceReward()([[{"role": "assistant", "content": "A"}]], ["square"], [SHAPES])
+        ChoiceReward()([[{"role": "assistant", "content": "A"}]], ["square"], choices=[SHAPES])
 
 
 @pytest.mark.parametrize(
