@@ -107,5 +107,5 @@ def placed(cls: type, group: PlacementGroup, slot: Slot) -> Callable[[], Any]:
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, slot.bundle),
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(slot.threads)}},
     }
-    remote = ray.remote(cls).options(**options)  # type: ignore[attr-defined]
+    remote: Any = ray.remote(cls).options(**options)
     return lambda: remote.remote()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def open_session(config: RayConfig, cpus: float) -> Callable[[], None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if config.address is not None:
-            ray.init(address=config.address, logging_level="ERROR")
+            ray.init(address=config.address, logging_level=logging.ERROR)
         else:
             _stay_on_loopback()
             ray.init(
@@ -41,7 +42,7 @@ def open_session(config: RayConfig, cpus: float) -> Callable[[], None]:
                 num_cpus=max(usable_cpus(), math.ceil(cpus)),
                 object_store_memory=config.object_store_mb * MIB,
                 include_dashboard=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray raises a bare Exception when one of its processes does not come up
         ray.shutdown()

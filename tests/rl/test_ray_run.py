@@ -111,7 +111,7 @@ def test_killed_workers_are_replaced_and_their_work_is_redone(
         tmp_path / "run",
         rewards=[{"use": "tests.rl.ray_world:DiesOnce", "name": "red", "kwargs": mark}],
         rollout={"batch_size": 2},
-        ray={"rollout": {"workers": 2}},
+        ray={"rollout": {"workers": 2, "cpus": 0.5}},
     )
     run = train(config)
     assert_alike(run, local)
