@@ -13,6 +13,7 @@ from dina.rl.recipe import load_recipe, recipe_names
 KINDS: dict[str, type[BaseModel]] = {
     "scenes/tokenizer": TokenizerRecipe,
     "scenes/sft": SftRecipe,
+    "scenes/sft_binding": SftRecipe,
     "scenes/sft_more": SftRecipe,
     "scenes/t2i_grpo": TrainConfig,
     "scenes/quickstart": TrainConfig,
