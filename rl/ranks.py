@@ -131,9 +131,10 @@ class Ranks:
         """Joins what each rank computed for its rows ``[ceil(count / size), …]`` to ``[count, …]``, on all ranks."""
         if self.size == 1:
             return part
-        joined = part.new_empty(self.size * part.shape[0], *part.shape[1:])
-        dist.all_gather_into_tensor(joined, part.contiguous())
-        return joined[:count]
+        part = part.contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part)
+        return torch.cat(parts)[:count]
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Adds up over ranks, in place."""
