@@ -23,7 +23,7 @@ from dina.rl.cluster_config import RayConfig
 from dina.rl.loop import Trainer, train
 from dina.rl.saved_rollouts import load_rollouts
 from dina.rollout.protocol import Sample
-from tests.rl.ray_world import all_metrics, metrics_of, recipe, save_world, wait_until, workers_below
+from tests.rl.ray_world import all_metrics, gone, metrics_of, recipe, save_world, wait_until, workers_below
 
 # Redone requests and other numbers of workers change what is computed in one batch, and with it the order in
 # which float32 sums are taken: log-probabilities move by some 1e-6, and Adam's first steps amplify that.
@@ -32,11 +32,15 @@ TOLERANCE = 1e-3
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
+    # Other tests of this process may have left helpers of their own, such as a resource tracker.
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
     close = open_session(RayConfig(object_store_mb=100), cpus=4)
     yield
     assert wait_until(lambda: not workers_below()), workers_below()
     close()
-    assert wait_until(lambda: not psutil.Process().children(recursive=True))
+    assert wait_until(
+        lambda: gone([p.pid for p in psutil.Process().children(recursive=True) if p.pid not in before])
+    )
 
 
 @pytest.fixture(scope="module")
