@@ -44,7 +44,8 @@ def family(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 @pytest.mark.xfail(
-    strict=False, reason="after SIGKILL of the driver, some of Ray's processes outlive it by more than a minute"
+    strict=False,
+    reason="after SIGKILL of the driver, some of Ray's processes outlive it by more than a minute",
 )
 def test_ctrl_c_and_sigkill_leave_no_process_and_a_run_that_goes_on_alike(tmp_path: Path) -> None:
     world = save_world(tmp_path)
