@@ -1,10 +1,10 @@
-"""The splits: which concepts and prompts belong to which of six, and the rows of the prompt files.
+"""The splits: which concepts and prompts belong to which, and the rows of the prompt files.
 
-* Reinforcement learning trains on ``train``. ``dev`` and ``dev_large`` guide choices, ``test`` guides none; their
-  prompts are others, of the same concepts.
+* Reinforcement learning trains on ``train``. ``dev``, ``dev_large`` and ``dev_second`` guide choices, ``test`` guides
+  none; their prompts are others, of the same concepts.
 * ``unpractised`` asks for concepts (see ``Concept.key``) that reinforcement learning never trains on. Single objects
   have too few concepts for that, there only the prompts differ.
-* SFT sees the concepts of all five in other words, and never a prompt that is held out.
+* SFT sees the concepts of all of these in other words, and never a prompt that is held out.
 * ``novel`` names combinations and words that no training picture shows.
 * The pictures of the dev and test questions are in no training data.
 """
@@ -26,12 +26,20 @@ from dina.recipes.scenes.world import Scene, sample_canvas, scene_to_json
 
 Row = dict[str, Any]
 
-PER_TAG = {"train": 320, "dev": 28, "dev_large": 64, "test": 64, "unpractised": 24, "novel": 24}
+PER_TAG = {
+    "train": 320,
+    "dev": 28,
+    "dev_large": 64,
+    "dev_second": 64,
+    "test": 64,
+    "unpractised": 24,
+    "novel": 24,
+}
 """Prompts per tag and split; ``test`` holds 64 in each of seven tags."""
-_PURPOSES = {"dev_large": "test", "test": "second test"}
+_PURPOSES = {"dev_large": "test", "dev_second": "second test", "test": "third test"}
 """Names of the splits' generators where they are not the split's. A test split that has guided a choice becomes a dev
 split under its old generator, and a new one is drawn."""
-_DRAWN = ("dev_large", "dev", "unpractised", "novel", "train", "test")
+_DRAWN = ("dev_large", "dev", "unpractised", "novel", "train", "dev_second", "test")
 """The order in which the splits choose captions; none takes what an earlier one has."""
 HELD_OUT = tuple(split for split in _DRAWN if split != "train")
 """The splits whose prompts no training ever sees."""
@@ -99,7 +107,7 @@ def unpractised_keys(tag: str) -> frozenset[Any]:
 
 
 def split_concepts(tag: str, split: str) -> tuple[Concept, ...]:
-    """The concepts of a tag in a split; train, both dev splits and test have the same."""
+    """The concepts of a tag in a split; train, the dev splits and test have the same."""
     if split == "novel":
         return novel_concepts(tag)
     held = unpractised_keys(tag)

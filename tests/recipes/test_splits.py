@@ -24,7 +24,7 @@ from dina.recipes.scenes.splits import (
 )
 from dina.recipes.scenes.world import Scene, holds, scene_from_json
 
-SPLITS = ("train", "dev", "dev_large", "test", "unpractised", "novel")
+SPLITS = ("train", "dev", "dev_large", "dev_second", "test", "unpractised", "novel")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def binding() -> list[dict]:
 
 
 def test_every_tag_has_enough_distinct_prompts(prompts):
-    least = {"train": 300, "dev": 24, "dev_large": 60, "test": 60, "unpractised": 20, "novel": 20}
+    least = {"train": 300, "dev": 24, "dev_large": 60, "dev_second": 60, "test": 60, "unpractised": 20, "novel": 20}
     for split, rows in prompts.items():
         distinct = {(row["tag"], row["prompt"]) for row in rows}
         assert len(distinct) == len(rows)
@@ -63,7 +63,7 @@ def test_unpractised_concepts_are_a_quarter_and_not_trained_on(tag):
     held, everything = unpractised_keys(tag), {c.key for c in seen_concepts(tag)}
     assert 0.15 < len(held) / len(everything) < 0.35
     assert held == {c.key for c in split_concepts(tag, "unpractised")}
-    for split in ("train", "dev", "dev_large", "test"):
+    for split in ("train", "dev", "dev_large", "dev_second", "test"):
         assert everything - held == {c.key for c in split_concepts(tag, split)}
 
 
