@@ -14,12 +14,12 @@ from dina.errors import DinaError
 from dina.model.checkpoint import load_checkpoint
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
-from dina.rewards.protocol import RewardSpec, SuiteResult
+from dina.rewards.protocol import SuiteResult
 from dina.rewards.suite import RewardSuite
 from dina.rl.config import TrainConfig
 from dina.rl.environment import pick_device
 from dina.rl.learner import Learner
-from dina.rl.roles import Deliver, Roles, rollout_sampling
+from dina.rl.roles import Deliver, Roles, reward_suite, rollout_sampling
 from dina.rollout.protocol import Prompt, Request, Sample
 from dina.rollout.torch_engine import TorchEngine
 
@@ -39,11 +39,6 @@ def open_local_roles(config: TrainConfig) -> Roles:
     engine = TorchEngine(learner.checkpoint, config.rollout.batch_size, config.run.dtype)
     suite = reward_suite(config)
     return Roles(LocalRollout(engine), LocalScorer(suite), learner, close=suite.close)
-
-
-def reward_suite(config: TrainConfig) -> RewardSuite:
-    """The rewards of a recipe, ready to score."""
-    return RewardSuite([RewardSpec(**spec.model_dump()) for spec in config.rewards])
 
 
 class LocalRollout:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
-from dina.rewards.protocol import SuiteResult
-from dina.rl.config import RolloutConfig
+from dina.rewards.protocol import RewardSpec, SuiteResult
+from dina.rewards.suite import RewardSuite
+from dina.rl.config import RolloutConfig, TrainConfig
 from dina.rollout.protocol import Prompt, Request, RolloutEngine, Sample
 
 if TYPE_CHECKING:
@@ -95,6 +96,11 @@ class Roles:
     scorer: Scorer
     learner: LearnerRole
     close: Callable[[], None]
+
+
+def reward_suite(config: TrainConfig) -> RewardSuite:
+    """The rewards of a recipe, ready to score."""
+    return RewardSuite([RewardSpec(**spec.model_dump()) for spec in config.rewards])
 
 
 def rollout_sampling(rollout: RolloutConfig) -> SamplingParams:

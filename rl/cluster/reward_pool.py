@@ -12,7 +12,7 @@ from dina.rewards.protocol import RewardFailure, SuiteResult
 from dina.rl.cluster.pool import Call, Limits, WorkerPool
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.config import TrainConfig
-from dina.rl.local_roles import reward_suite
+from dina.rl.roles import reward_suite
 from dina.rollout.protocol import Sample
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,18 @@ from safetensors.torch import load_file
 
 pytest.importorskip("ray")
 
+import ray
+
 from dina.errors import DinaError
-from dina.rl.cluster.pool import WorkerPool
-from dina.rl.cluster.rollout_pool import RolloutPool
+from dina.rl.cluster.pool import Limits
+from dina.rl.cluster.reactor import Reactor
+from dina.rl.cluster.reward_pool import RewardPool, RewardWorker
+from dina.rl.cluster.rollout_pool import RolloutPool, RolloutWorker
 from dina.rl.cluster.session import open_session
 from dina.rl.cluster_config import RayConfig
+from dina.rl.config import TrainConfig
 from dina.rl.loop import Trainer, train
+from dina.rl.roles import rollout_sampling
 from dina.rl.saved_rollouts import load_rollouts
 from dina.rollout.protocol import Sample
 from tests.rl.ray_world import all_metrics, gone, metrics_of, recipe, save_world, wait_until, workers_below
@@ -125,20 +132,37 @@ def test_killed_workers_are_replaced_and_their_work_is_redone(
     assert [line["faults/reward_restarts"] for line in lines] == [0, 0, 1, 0, 0, 0]
 
 
-def test_a_worker_that_dies_every_time_stops_the_run(world: Path, tmp_path: Path) -> None:
-    config = recipe(
-        world, tmp_path / "run", rewards=[{"use": "tests.rl.ray_world:deadly"}], ray={"max_failures": 1}
-    )
-    with pytest.raises(
-        DinaError, match=r"reward worker 0 failed 2 times in a row .*max_failures=1.*--resume"
-    ):
-        train(config)
+@contextmanager
+def reward_worker(config: TrainConfig) -> Iterator[RewardPool]:
+    """One reward worker that may be lost once."""
+    starts = [lambda: ray.remote(RewardWorker).options(num_cpus=0.5).remote()]
+    pool = RewardPool(config, starts, Reactor(), Limits(1, 600.0, "Go on with --resume"))
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
-def test_an_error_of_a_worker_is_told_as_it_is(world: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_every_time_stops_the_run(world: Path, local: Path, tmp_path: Path) -> None:
+    config = recipe(world, tmp_path / "run", rewards=[{"use": "tests.rl.ray_world:deadly"}])
+    with reward_worker(config) as scorer:
+        scorer.submit(1, rollouts(local)[0][:4])
+        with pytest.raises(
+            DinaError, match=r"reward worker 0 failed 2 times in a row .*ray.max_failures=1.*--resume"
+        ):
+            scorer.collect(1)
+        assert scorer.faults() == {"faults/reward_restarts": 2.0}
+
+
+def test_an_error_that_no_other_worker_would_mend_is_told_as_it_is(
+    world: Path, local: Path, tmp_path: Path
+) -> None:
     config = recipe(world, tmp_path / "run", rewards=[{"use": "tests.rl.rewards:broken", "required": True}])
-    with pytest.raises(DinaError, match="the scorer is gone"):
-        train(config)
+    with reward_worker(config) as scorer:
+        scorer.submit(1, rollouts(local)[0][:4])
+        with pytest.raises(DinaError, match="the scorer is gone") as caught:
+            scorer.collect(1)
+    assert type(caught.value) is DinaError
 
 
 def test_a_dead_learner_ends_the_run_with_the_way_on(
@@ -158,7 +182,8 @@ def test_a_dead_learner_ends_the_run_with_the_way_on(
         with pytest.raises(DinaError, match=f"learner rank 0 died.*dina train --resume {run}"):
             train(recipe(world, run))
     assert len(metrics_of(run)) == 4
-    train(recipe(world, run), resume=run)
+    # The same run goes on in one process as well.
+    train(recipe(world, run, rl={"runner": "local"}), resume=run)
     assert metrics_of(run) == metrics_of(local)
 
 
@@ -187,22 +212,29 @@ def test_async_runs_ahead_as_far_as_promised_and_resumes_exactly(
     assert metrics_of(run) == metrics_of(whole)
 
 
-def test_a_silent_worker_is_replaced(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_worker_is_replaced(world: Path, local: Path, tmp_path: Path) -> None:
     """A stopped process says nothing and does not die; only a time-out finds it."""
-    trainer = Trainer(recipe(world, tmp_path / "run"), tmp_path / "run")
-    pool: WorkerPool = trainer.roles.rollout.pool  # type: ignore[attr-defined]
-    launch = pool._launch
+    limits = Limits(1, 600.0)
+    started: list[int] = []
 
-    def launch_patiently(worker: Any) -> None:
-        pool.limits.timeout = 600.0
-        launch(worker)
+    def start() -> Any:
+        if started:  # the replacement may take its time
+            limits.timeout = 600.0
+        started.append(1)
+        return ray.remote(RolloutWorker).options(num_cpus=0.5).remote()
 
+    config = recipe(world, tmp_path / "run")
+    drawn = rollouts(local)[0]
+    pool = RolloutPool(config, [start], Reactor(), limits)
     try:
+        pool.check_lengths([drawn[0].prompt], rollout_sampling(config.rollout))
         (pid,) = [p for p, title in workers_below().items() if "RolloutWorker" in title]
         os.kill(pid, signal.SIGSTOP)
-        monkeypatch.setattr(pool, "_launch", launch_patiently)
-        pool.limits.timeout = 2.0
-        assert trainer.step(1)["faults/rollout_restarts"] == 1
+        limits.timeout = 2.0
+        again = pool.generate([s.request for s in drawn], rollout_sampling(config.rollout))
+        codes = {(s.request.group, s.request.index): s.stream.codes for s in again}
+        assert all(torch.equal(codes[s.request.group, s.request.index], s.stream.codes) for s in drawn)
+        assert pool.faults() == {"faults/rollout_restarts": 1.0}
     finally:
-        trainer.close()
-    assert wait_until(lambda: not psutil.pid_exists(pid))
+        pool.close()
+    assert wait_until(lambda: gone([pid]))
