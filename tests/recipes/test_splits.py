@@ -43,7 +43,15 @@ def binding() -> list[dict]:
 
 
 def test_every_tag_has_enough_distinct_prompts(prompts):
-    least = {"train": 300, "dev": 24, "dev_large": 60, "dev_second": 60, "test": 60, "unpractised": 20, "novel": 20}
+    least = {
+        "train": 300,
+        "dev": 24,
+        "dev_large": 60,
+        "dev_second": 60,
+        "test": 60,
+        "unpractised": 20,
+        "novel": 20,
+    }
     for split, rows in prompts.items():
         distinct = {(row["tag"], row["prompt"]) for row in rows}
         assert len(distinct) == len(rows)
