@@ -232,6 +232,32 @@ def tokenizer(recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryR
 
 
 @app.command()
+def prepare(recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Makes data fit for training: merges it, drops copies and what teaches nothing.
+
+    Rows are compared by picture and prompt; the base model answers each a few times, and rows that it always or never
+    gets right go. Run it again with the same recipe to go on with a run that was stopped.
+
+    [bold]Examples[/bold]
+
+    dina prepare scenes/prepare
+
+    dina prepare my_data.yaml num_rollouts=8 output_dir=data/prepared
+    """
+    from dina.rl.prepare_config import PrepareRecipe
+    from dina.rl.recipe import load_recipe
+
+    config = load_recipe(recipe, overrides or [], PrepareRecipe)
+    if dry_run:
+        return _print_resolved(config)
+    from dina.rl.prepare import prepare as run
+    from dina.rl.prepare_report import print_report
+
+    print_report(run(config, console=_stderr()))
+    _say(f"The rows are {Path(config.output_dir) / f'prepared.{config.format}'}")
+
+
+@app.command()
 def generate(
     checkpoint: CheckpointArgument,
     prompt: Annotated[

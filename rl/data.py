@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -76,8 +77,9 @@ def load_prompts(
 ) -> list[Prompt]:
     """Reads prompt files into prompts, in their order.
 
-    A row needs ``prompt``. ``task`` is ``t2i`` unless said otherwise, ``id`` is made of the file's name and
-    the row's number. A ``vqa`` row needs its picture: ``image`` (a path relative to the file) or ``scene``.
+    A row needs ``prompt``, or ``question``, which makes it a ``vqa`` row. ``task`` is ``t2i`` unless said otherwise,
+    ``id`` is made of the file's name and the row's number. A ``vqa`` row needs its picture: ``image`` (a path
+    relative to the file) or ``scene``.
 
     Args:
         paths: JSONL or Parquet files, or folders of pictures with ``metadata.jsonl``.
@@ -94,7 +96,7 @@ def load_prompts(
     places: dict[str, str] = {}
     for path in [paths] if isinstance(paths, str | Path) else paths:
         for number, (place, row) in enumerate(read_rows(Path(path)), start=1):
-            prompt = _to_prompt(row, place, Path(path), number, draw, grid, tags)
+            prompt = to_prompt(row, place, Path(path), number, draw, grid, tags)
             if prompt.id in places:
                 raise DinaError(
                     f"{place}: id {prompt.id!r} is already that of {places[prompt.id]}; ids are unique"
@@ -126,15 +128,26 @@ def check_prompt_lengths(prompts: Sequence[Prompt], length: Callable[[Prompt], i
         )
 
 
-def _to_prompt(
+def to_prompt(
     row: Row,
     place: str,
     path: Path,
     number: int,
-    draw: Renderer | None,
-    grid: Sequence[int] | None,
-    tags: Sequence[str] | None,
+    draw: Renderer | None = None,
+    grid: Sequence[int] | None = None,
+    tags: Sequence[str] | None = None,
 ) -> Prompt:
+    """Checks one row of the file ``path`` and makes it a prompt; the arguments are those of ``load_prompts``.
+
+    Args:
+        place: what errors call the row.
+        number: of the row, for its id if it has none.
+
+    Raises:
+        DinaError: the row is wrong, or its picture cannot be had.
+    """
+    if "question" in row and "prompt" not in row:
+        row = {"task": "vqa", "prompt": row["question"]} | {k: v for k, v in row.items() if k != "question"}
     _refuse_misspelt(row, _Row, place)
     for clause in [*_clauses(row, "include"), *_clauses(row, "exclude")]:
         _refuse_misspelt(clause, _Object, place)
@@ -188,16 +201,33 @@ def _picture(row: _Row, place: str, path: Path, draw: Renderer | None) -> np.nda
 
 
 def _load_picture(image: Any, place: str, path: Path) -> np.ndarray:
-    if isinstance(image, str):
-        file = (path.parent if path.is_file() else path) / image
+    if not isinstance(image, Image.Image):
+        found = picture_file(image, path)
+        if found is None:
+            raise DinaError(f"{place}: image: must be a path or a picture, not {type(image).__name__}")
         try:
-            image = Image.open(file)
+            image = Image.open(found)
             image.load()
         except (OSError, ValueError) as error:
-            raise DinaError(f"{place}: image: {file} cannot be read: {error}") from None
-    if not isinstance(image, Image.Image):
-        raise DinaError(f"{place}: image: must be a path or a picture, not {type(image).__name__}")
+            raise DinaError(f"{place}: image: cannot be read: {error}") from None
     return np.array(image.convert("RGB"))
+
+
+def picture_file(image: Any, path: Path) -> Path | io.BytesIO | None:
+    """The encoded picture that a row's ``image`` stands for: a path, or a mapping with ``bytes`` or ``path``.
+
+    ``None`` for anything else. Of a list with one picture, that picture.
+
+    Args:
+        path: the row's file or folder, which paths are relative to.
+    """
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if isinstance(image, dict):
+        if image.get("bytes"):
+            return io.BytesIO(image["bytes"])
+        image = image.get("path")
+    return (path.parent if path.is_file() else path) / image if isinstance(image, str) else None
 
 
 class PromptOrder:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dina.errors import DinaError, advice
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Row = dict[str, Any]
 
@@ -16,7 +19,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Yields (place, row) of a JSONL file, a Parquet file, or a folder of pictures with ``metadata.jsonl``.
 
     The place is ``file:line``, or ``file, row n`` where there are no lines. The values of a JSONL file come
-    as they are; in the other forms, the ``image`` column holds a decoded ``PIL.Image``.
+    as they are; in the other forms, a picture is a mapping with its encoded ``bytes`` or its ``path``.
 
     Raises:
         DinaError: no such file, another format, a line that is not a JSON object, or no row at all.
@@ -64,7 +67,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
     from datasets import Dataset
 
     try:
-        table = Dataset.from_parquet(str(path), keep_in_memory=True)
+        table = _encoded(Dataset.from_parquet(str(path), keep_in_memory=True))
     except Exception as error:
         raise DinaError(f"{path} is not a readable Parquet file: {error}") from None
     for number, row in enumerate(table):
@@ -79,11 +82,21 @@ def _read_picture_folder(path: Path) -> Iterator[tuple[str, Row]]:
             f"{path} has no metadata.jsonl; a picture folder needs one, with a file_name and a prompt per line"
         )
     try:
-        table = load_dataset("imagefolder", data_dir=str(path), split="train", keep_in_memory=True)
+        table = _encoded(load_dataset("imagefolder", data_dir=str(path), split="train", keep_in_memory=True))
     except Exception as error:
         raise DinaError(f"{path} is not a readable picture folder: {error}") from None
     for number, row in enumerate(table):
         yield f"{path}, row {number}", _without_none(row)
+
+
+def _encoded(table: Dataset) -> Dataset:
+    """Leaves pictures as they lie in the file: whoever needs one decodes it."""
+    from datasets import Image
+
+    pictures = [name for name, kind in table.features.items() if isinstance(kind, Image)]
+    for name in pictures:
+        table = table.cast_column(name, Image(decode=False))
+    return table
 
 
 def _without_none(value: Any) -> Any:

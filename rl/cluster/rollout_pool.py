@@ -10,16 +10,14 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from dina.model.checkpoint import load_checkpoint
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from dina.rl.cluster.pool import Call, Limits, WorkerPool
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.config import TrainConfig
-from dina.rl.environment import pick_device
+from dina.rl.engines import open_engine
 from dina.rl.roles import Deliver
 from dina.rollout.protocol import Prompt, Request, Sample
-from dina.rollout.torch_engine import TorchEngine
 from dina.rollout.weight_transport import Packed, pack_weights, unpack_weights
 
 Numbered = list[tuple[int, Request]]
@@ -29,7 +27,14 @@ class RolloutWorker:
     """The actor: one engine, made from the recipe."""
 
     def open(self, config: TrainConfig) -> None:
-        self.engine = open_engine(config)
+        self.engine = open_engine(
+            Path(config.model.path),
+            config.rollout,
+            config.run.dtype,
+            config.run.device,
+            threads=config.ray.rollout.threads,
+            gpu_memory=0.4 if config.ray.placement == "colocated" else 0.85,
+        )
 
     def generate(self, requests: Numbered, sampling: SamplingParams) -> Iterator[tuple[int, Sample]]:
         """Yields (position, sample). The sample comes without its request, which the caller has."""
@@ -51,25 +56,6 @@ class RolloutWorker:
     def close(self) -> None:
         if hasattr(self, "engine"):
             self.engine.close()
-
-
-def open_engine(config: TrainConfig) -> Any:
-    """The engine of ``rollout.engine``, with the weights that the run starts from."""
-    rollout, path = config.rollout, Path(config.model.path)
-    if rollout.engine == "vllm":
-        from dina.rollout.vllm_engine import VllmEngine
-
-        colocated = config.ray.placement == "colocated"
-        return VllmEngine(
-            path,
-            dtype=config.run.dtype,
-            threads=config.ray.rollout.threads,
-            max_num_seqs=rollout.batch_size,
-            kv_cache_gib=rollout.kv_cache_gib,
-            gpu_memory=rollout.gpu_memory or (0.4 if colocated else 0.85),
-        )
-    checkpoint = load_checkpoint(path, device=pick_device(config.run.device))
-    return TorchEngine(checkpoint, rollout.batch_size, config.run.dtype)
 
 
 class RolloutPool:
