@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import ray
 from ray._private import ray_constants
 
 from dina.errors import DinaError
+from dina.rl.cluster.watchdog import marked, watch_over
 from dina.rl.cluster_config import RayConfig
 from dina.rl.environment import usable_cpus
 
@@ -20,8 +24,9 @@ MIB = 2**20
 def open_session(config: RayConfig, cpus: float) -> Callable[[], None]:
     """Connects this process to Ray, and returns what ends the connection.
 
-    A Ray started here listens on the loopback interface alone, has no dashboard, and dies with this process. It
-    counts at least as many CPUs as the run asks for: on a small machine the processes share what there is.
+    A Ray started here listens on the loopback interface alone, has no dashboard, and ends with this process: a
+    watchdog sees to it, and deletes its folder. It counts at least as many CPUs as the run asks for: on a small
+    machine the processes share what there is.
 
     Args:
         cpus: what all processes of the run reserve together.
@@ -32,26 +37,38 @@ def open_session(config: RayConfig, cpus: float) -> Callable[[], None]:
     if ray.is_initialized():
         return lambda: None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        if config.address is not None:
-            ray.init(address=config.address, logging_level=logging.ERROR)
-        else:
-            _stay_on_loopback()
-            ray.init(
-                address="local",
-                num_cpus=max(usable_cpus(), math.ceil(cpus)),
-                object_store_memory=config.object_store_mb * MIB,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-            )
-    except Exception as error:  # Ray raises a bare Exception when one of its processes does not come up
-        ray.shutdown()
-        where = f"at ray.address {config.address}" if config.address else "on this machine"
-        raise DinaError(
-            f"Ray does not answer {where}: {str(error).splitlines()[0]}. Check the address (ray status), or train "
-            "in one process with rl.runner=local"
-        ) from error
-    return ray.shutdown
+    with ExitStack() as stack:
+        try:
+            if config.address is not None:
+                stack.callback(ray.shutdown)
+                ray.init(address=config.address, logging_level=logging.ERROR)
+            else:
+                _start(config, cpus, stack)
+        except Exception as error:  # Ray raises a bare Exception when one of its processes does not come up
+            where = f"at ray.address {config.address}" if config.address else "on this machine"
+            raise DinaError(
+                f"Ray does not answer {where}: {str(error).splitlines()[0]}. Check the address (ray status), or "
+                "train in one process with rl.runner=local"
+            ) from error
+        return stack.pop_all().close
+
+
+def _start(config: RayConfig, cpus: float, stack: ExitStack) -> None:
+    # Not mkdtemp's own default: Ray's sockets lie below, and their paths must be short.
+    parent = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=parent))
+    stack.callback(watch_over(folder))
+    _stay_on_loopback()
+    stack.callback(ray.shutdown)
+    with marked(folder):
+        ray.init(
+            address="local",
+            num_cpus=max(usable_cpus(), math.ceil(cpus)),
+            object_store_memory=config.object_store_mb * MIB,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
 
 
 def _stay_on_loopback() -> None:

@@ -1,0 +1,107 @@
+"""A process of its own that outlives a run's driver, however that ends, and ends whatever its Ray left behind.
+
+Ray's helpers notice only after a minute that their server is gone. The watchdog needs no word from the driver: it
+waits for the end of a pipe, which the kernel closes even after SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+MARK = "DINA_RAY_FOLDER"
+"""Environment variable by which processes of a Ray are told: its folder. They pass it on to their own children."""
+
+GRACE_SECONDS = 2.0
+_KILL_SECONDS = 10.0
+
+
+def watch_over(folder: Path) -> Callable[[], None]:
+    """Starts a watchdog over the processes that are marked with ``folder``.
+
+    Returns:
+        what makes it end them now, delete the folder, and go.
+    """
+    command = [sys.executable, "-m", __name__, str(os.getpid()), str(folder)]
+    watchdog = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in a terminal goes to the driver's session
+    )
+
+    def finish() -> None:
+        assert watchdog.stdin is not None
+        watchdog.stdin.close()
+        watchdog.wait(GRACE_SECONDS + 2 * _KILL_SECONDS)
+
+    return finish
+
+
+@contextmanager
+def marked(folder: Path) -> Iterator[None]:
+    """Processes that are started in here, and theirs, belong to the Ray of ``folder``."""
+    os.environ[MARK] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[MARK]
+
+
+def members(folder: Path) -> set[psutil.Process]:
+    """The live processes of the Ray of ``folder``, and all below them."""
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(folder):
+                found |= {process, *process.children(recursive=True)}
+        except psutil.Error:  # gone meanwhile, or another user's
+            continue
+    return {process for process in found if _alive(process)}
+
+
+def clear_away(folder: Path) -> None:
+    """Lets the processes of ``folder`` end for a moment, kills those that do not, and deletes the folder."""
+    known = members(folder)
+    psutil.wait_procs(known, timeout=GRACE_SECONDS)
+    end = time.monotonic() + _KILL_SECONDS
+    while time.monotonic() < end:
+        # Looked for again, because one that is about to be killed may start another.
+        known = {process for process in known | members(folder) if _alive(process)}
+        if not known:
+            break
+        for process in known:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        psutil.wait_procs(known, timeout=0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _main(driver: int, folder: Path) -> None:
+    # A process that the driver forked would keep the pipe open, so its parenthood counts too.
+    while not select.select([sys.stdin], [], [], 1.0)[0] and os.getppid() == driver:
+        pass
+    clear_away(folder)
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), Path(sys.argv[2]))
