@@ -169,8 +169,11 @@ def train(
         raise DinaError("Name a recipe, such as scenes/t2i_grpo, or a run to go on with: --resume runs/NAME")
     config = load_recipe(recipe, changes, TrainConfig)
     if dry_run:
+        from dina.rl.runtime import settle
+
+        runtime = settle(config)
         _print_resolved(config)
-        _print_rows("What the numbers come to", arithmetic(config))
+        _print_rows("What the numbers come to", [("runs as", runtime), *arithmetic(config)])
         return
     from dina.rl.loop import train as run
 

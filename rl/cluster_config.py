@@ -12,8 +12,10 @@ from dina.rl.section import Section
 class LoopConfig(Section):
     """The section ``rl:``."""
 
-    runner: Literal["local", "ray"] = Field(
-        "local", description="local: all in this process; ray: learner, rollout and reward workers"
+    runner: Literal["auto", "ray", "local"] = Field(
+        "auto",
+        description="ray: learner, rollout and reward workers; local: all in this process; auto: ray if vllm draws "
+        "or the recipe asks for several processes",
     )
     mode: Literal["sync", "async"] = Field(
         "sync", description="sync: every batch is drawn with the newest weights; async: drawn ahead"
@@ -44,7 +46,9 @@ class RoleConfig(Section):
     gpus: float | None = Field(
         None, ge=0, description="GPUs per process, such as 0.5; null: as the cluster has them"
     )
-    threads: int = Field(1, ge=1, description="OMP_NUM_THREADS of each process")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of each process; null: run.threads, or 1"
+    )
 
 
 class WorkersConfig(RoleConfig):
@@ -56,6 +60,7 @@ class RewardWorkersConfig(WorkersConfig):
     gpus: float | None = Field(
         0.0, ge=0, description="GPUs per process, such as 0.1 for a reward with a model"
     )
+    threads: int | None = Field(1, ge=1, description="CPU threads of each process; null: run.threads, or 1")
 
 
 class RayConfig(Section):

@@ -89,8 +89,8 @@ class DataConfig(Section):
 
 
 class RolloutConfig(Section):
-    engine: Literal["torch", "vllm"] = Field(
-        "torch", description="what draws the samples; vllm needs rl.runner=ray"
+    engine: Literal["auto", "vllm", "torch"] = Field(
+        "auto", description="what draws the samples; auto: vllm where dina train can use it, else torch"
     )
     batch_size: int = Field(64, ge=1, description="samples that are drawn at once")
     temperature: float = Field(1.0, gt=0, description="of text tokens")

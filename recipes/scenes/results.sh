@@ -15,7 +15,7 @@ mkdir -p "$out"
 
 grpo() {
   [ -d "$run/checkpoints/step_$steps" ] || dina train scenes/t2i_grpo model.path="$start" run.threads=1 \
-    run.seed="$seed" run.max_steps="$steps" run.save_steps=0 run.output_dir="$run" "$@"
+    rl.runner=local run.seed="$seed" run.max_steps="$steps" run.save_steps=0 run.output_dir="$run" "$@"
   after=$run/checkpoints/step_$steps
 }
 

@@ -28,9 +28,14 @@ class Slot:
 
 @dataclass
 class Plan:
-    """Bundles of resources that must each fit on one node, and the slots in them."""
+    """Bundles of resources that must each fit on one node, and the slots in them.
+
+    Attributes:
+        threads: of a process whose section names none.
+    """
 
     bundles: list[dict[str, float]] = field(default_factory=list)
+    threads: int = 1
     learner: list[Slot] = field(default_factory=list)
     rollout: list[Slot] = field(default_factory=list)
     reward: list[Slot] = field(default_factory=list)
@@ -41,7 +46,7 @@ class Plan:
     def add(self, *wanted: tuple[list[Slot], RoleConfig, float]) -> None:
         """One more bundle with a slot for each of ``wanted``: where it is listed, its section, its GPUs."""
         for slots, role, gpus in wanted:
-            slots.append(Slot(len(self.bundles), role.cpus, gpus, role.threads))
+            slots.append(Slot(len(self.bundles), role.cpus, gpus, role.threads or self.threads))
         resources = {
             "CPU": sum(role.cpus for _, role, _ in wanted) or 0.01,  # Ray refuses an empty bundle
             "GPU": sum(gpus for _, _, gpus in wanted),
@@ -51,7 +56,7 @@ class Plan:
 
 def make_plan(config: TrainConfig, has_gpus: bool) -> Plan:
     """The plan of a recipe. ``colocated`` puts a learner rank and a rollout worker into each bundle."""
-    plan, settings = Plan(), config.ray
+    plan, settings = Plan(threads=config.run.threads or 1), config.ray
     learner, rollout, reward = settings.learner, settings.rollout, settings.reward
     ranks, workers = config.learner.ranks, rollout.workers
     if settings.placement == "colocated":

@@ -29,7 +29,7 @@ def save_world(folder: Path) -> Path:
 
 
 def recipe(world: Path, out: Path, **changes: Any) -> TrainConfig:
-    """Six steps of 3 prompts × 4 samples over Ray, every rollout kept."""
+    """Six steps of 3 prompts × 4 samples over Ray with the torch engine, every rollout kept."""
     fields: dict[str, Any] = {
         "run": {
             "output_dir": str(out),
@@ -45,6 +45,7 @@ def recipe(world: Path, out: Path, **changes: Any) -> TrainConfig:
         "filters": {"mismatch_tau": 0.1},
         "optim": {"learning_rate": 1e-2, "micro_batch_size": 4},
         "rewards": [{"use": "tests.rl.rewards:red"}],
+        "rollout": {"engine": "torch"},
         "rl": {"runner": "ray"},
         "ray": {"object_store_mb": 100},
     }

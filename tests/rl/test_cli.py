@@ -62,6 +62,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model: {path: ./a}\n"
         "data: {train: ./prompts.jsonl, tags: [counting]}\n"
         "algorithm: {num_generations: 2, prompts_per_step: 2}\n"
+        "rl: {runner: local}\n"
         "rewards: [{use: 'tests.rl.rewards:red'}]\n".replace("RUN", str(folder / "run"))
     )
     return folder
@@ -91,6 +92,7 @@ def test_a_dry_run_prints_the_recipe_and_its_arithmetic(world: Path) -> None:
     code, out, error = run("train", world / "recipe.yaml", "algorithm.num_generations=6", "--dry-run")
     assert code == 0, error
     assert "2 prompts × 6 generations = 12" in out
+    assert "rl.runner=local, rollout.engine=torch: rl.runner is local" in out
     resolved = world / "resolved.yaml"
     resolved.write_text(out.split("What the numbers")[0])
     assert load_recipe(resolved, [], TrainConfig).algorithm.num_generations == 6

@@ -45,6 +45,7 @@ def recipe(start: Path, out: Path, **changes: Any) -> TrainConfig:
             "lr_scheduler_type": "cosine",
         },
         "rewards": [{"use": "tests.rl.rewards:red"}],
+        "rl": {"runner": "local"},
     }
     for key, value in changes.items():
         fields[key] = {**fields[key], **value} if isinstance(value, dict) else value

@@ -23,7 +23,7 @@ def test_the_quickstart_trains_compares_and_reports(tmp_path: Path, monkeypatch:
         "algorithm.num_generations=2",
         "run.threads=1",
     ]
-    changes += [f"run.output_dir={out}", "filters.entropy_k=null", "optim.warmup_steps=1"]
+    changes += ["rl.runner=local", f"run.output_dir={out}", "filters.entropy_k=null", "optim.warmup_steps=1"]
     report = module.quickstart(changes, Console(file=shown, width=120))
     assert report == out / "report.html" and "Mean of" in report.read_text()
     assert "before" in shown.getvalue() and str(report) in shown.getvalue().replace("\n", "")

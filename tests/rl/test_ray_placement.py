@@ -32,6 +32,12 @@ def test_separate_roles_have_gpus_of_their_own() -> None:
     assert plan.total("GPU") == 3 and plan.total("CPU") == 6.5
 
 
+def test_threads_are_those_of_the_run_unless_a_role_has_its_own() -> None:
+    plan = make_plan(config(run={"threads": 4}, ray={"rollout": {"threads": 3}}), has_gpus=False)
+    slots = [*plan.learner, *plan.rollout, *plan.reward]
+    assert [slot.threads for slot in slots] == [4, 3, 1]
+
+
 def test_without_gpus_none_is_asked_for() -> None:
     plan = make_plan(config(ray={"learner": {"cpus": 0.0}, "rollout": {"cpus": 0.0}}), has_gpus=False)
     assert plan.bundles == [{"CPU": 0.01}, {"CPU": 0.5}]
