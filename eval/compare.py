@@ -13,7 +13,7 @@ import numpy as np
 
 from dina.errors import DinaError
 from dina.eval.pictures import histogram_similarity
-from dina.eval.result import SIX, BenchmarkResult, prompt_means
+from dina.eval.result import BenchmarkResult, averaged, prompt_means
 from dina.eval.statistics import (
     NO_DATA,
     Interval,
@@ -59,7 +59,7 @@ class Comparison:
     """Before and after, with everything a reader asks about them.
 
     Attributes:
-        overall: mean of the GenEval categories that the prompts hold.
+        overall: mean of the ``averaged`` categories.
         categories: tag -> the category's headline score.
         further: ``<tag>/<name>`` -> further scores (graded objects, similarity of text).
         guards: statistics against reward hacking, over all pictures.
@@ -79,8 +79,8 @@ class Comparison:
     config_diff: list[tuple[str, Any, Any]] = field(default_factory=list)
 
     @property
-    def six(self) -> list[str]:
-        return [tag for tag in self.categories if tag in SIX]
+    def averaged(self) -> list[str]:
+        return averaged(self.categories)
 
     def paired_scores(self) -> tuple[Scores, Scores]:
         """(before, after): tag -> prompt id -> score, for pooling over runs."""
@@ -91,7 +91,7 @@ class Comparison:
         """Intervals and differences as plain JSON data; scores are shares in 0..1."""
         return {
             "label": self.before.label,
-            "overall": self.overall.to_json() | {"categories": self.six},
+            "overall": self.overall.to_json() | {"categories": self.averaged},
             "categories": {tag: score.to_json() for tag, score in self.categories.items()},
             "further": {name: score.to_json() for name, score in self.further.items()},
             "guards": {name: score.to_json() for name, score in self.guards.items()},
@@ -207,7 +207,7 @@ def _pair(before: BenchmarkResult, after: BenchmarkResult, tag: str | None, key:
 
 
 def _pair_overall(before: BenchmarkResult, after: BenchmarkResult) -> PairedScore:
-    pairs = {tag: _common(before, after, tag, "score") for tag in before.six}
+    pairs = {tag: _common(before, after, tag, "score") for tag in before.averaged}
     x = {tag: list(pair[0].values()) for tag, pair in pairs.items()}
     y = {tag: list(pair[1].values()) for tag, pair in pairs.items()}
     if not any(x.values()):

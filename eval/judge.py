@@ -1,18 +1,23 @@
-"""Scores benchmark samples with the project's rewards, by each category's own rule."""
+"""Scores benchmark samples: by the project's own rule for each category, or by any reward."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol
 
 from dina.rewards.guards import picture_guards
-from dina.rewards.protocol import RewardSpec
+from dina.rewards.protocol import Parts, RewardSpec
 from dina.rewards.suite import RewardSuite
 from dina.rollout.protocol import Prompt, Sample
 
 SCENES_DETECTOR = "dina.recipes.scenes.detector:ShapeDetector"
 TIMEOUT = 300.0
+_OWN = "own"
+_Scored = tuple[float | None, Parts, str | None]
+"""Score, sub-scores with the reason, and why it failed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Judge(Protocol):
 
 
 class RewardJudge:
-    """GenEval's strict rule for objects, OCR for rendered text, exact match for answers.
+    """GenEval's strict rule for objects, OCR for rendered text, exact match for answers; or a reward of one's own.
 
     * Pictures of objects: 1 if everything asked for is there, exactly, and nothing else is; ``graded`` is the
       partial credit that training sees.
@@ -54,19 +59,25 @@ class RewardJudge:
         detector: a detector, or where to import one from (``package.module:attr``).
         detector_name: what the label calls it; scores of different detectors cannot be compared.
         timeout: seconds for one batch.
+        reward: judges every sample that it applies to, with a score in 0..1; the rules above judge the rest.
     """
 
     def __init__(
-        self, detector: Any = SCENES_DETECTOR, detector_name: str = "scenes", timeout: float = TIMEOUT
+        self,
+        detector: Any = SCENES_DETECTOR,
+        detector_name: str = "scenes",
+        timeout: float = TIMEOUT,
+        reward: RewardSpec | None = None,
     ) -> None:
-        self.label = f"GenEval-style ({detector_name} detector)"
+        self.label = f"GenEval-style ({detector_name} detector)" if reward is None else _named(reward)
+        objects = {"detector": detector, "mode": "graded"}
         self._specs = {
-            "objects": RewardSpec(
-                "objects", kwargs={"detector": detector, "mode": "graded"}, timeout=timeout
-            ),
+            "objects": RewardSpec("objects", kwargs=objects, timeout=timeout),
             "ocr": RewardSpec("ocr", timeout=timeout),
             "vqa": RewardSpec("vqa", timeout=timeout),
         }
+        if reward is not None:
+            self._specs[_OWN] = reward
         self._suites: dict[str, RewardSuite] = {}
 
     def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -75,27 +86,46 @@ class RewardJudge:
         Raises:
             DinaError: the detector cannot be loaded, or a reward timed out in three batches in a row.
         """
-        verdicts: dict[int, Verdict] = {}
+        verdicts = self._by_reward(samples) if _OWN in self._specs else {}
+        rules = {i: rule_of(sample.prompt) for i, sample in enumerate(samples) if i not in verdicts}
         for rule in self._specs:
-            rows = [i for i, sample in enumerate(samples) if rule_of(sample.prompt) == rule]
+            rows = [i for i, own in rules.items() if own == rule]
             if rows:
-                verdicts |= dict(zip(rows, self._score(rule, [samples[i] for i in rows]), strict=True))
+                verdicts |= dict(zip(rows, self._by_rule(rule, [samples[i] for i in rows]), strict=True))
         return [verdicts[i] for i in range(len(samples))]
 
     def close(self) -> None:
         for suite in self._suites.values():
             suite.close()
 
-    def _score(self, rule: str, samples: Sequence[Sample]) -> list[Verdict]:
+    def _by_rule(self, rule: str, samples: Sequence[Sample]) -> list[Verdict]:
+        return [
+            _verdict(rule, sample, *scored)
+            for sample, scored in zip(samples, self._score(rule, samples), strict=True)
+        ]
+
+    def _by_reward(self, samples: Sequence[Sample]) -> dict[int, Verdict]:
+        """Verdicts of the samples that the own reward applies to, by their number."""
+        return {
+            i: _own_verdict(samples[i], score, parts, failure)
+            for i, (score, parts, failure) in enumerate(self._score(_OWN, samples))
+            if score is not None or failure is not None
+        }
+
+    def _score(self, rule: str, samples: Sequence[Sample]) -> list[_Scored]:
+        spec = self._specs[rule]
         if rule not in self._suites:
-            self._suites[rule] = RewardSuite([self._specs[rule]])
+            self._suites[rule] = RewardSuite([spec])
         scored = self._suites[rule].score(samples)
         failures = {failure.sample_index: failure.reason for failure in scored.failures}
-        scores, parts = scored.per_reward[rule], scored.parts[rule]
-        return [
-            _verdict(rule, sample, scores[i], parts[i] or {}, failures.get(i))
-            for i, sample in enumerate(samples)
-        ]
+        scores, parts = scored.per_reward[spec.label], scored.parts[spec.label]
+        return [(scores[i], parts[i] or {}, failures.get(i)) for i in range(len(samples))]
+
+
+def _named(spec: RewardSpec) -> str:
+    """The label of a reward's scores. Its arguments belong to it: scores under other ones cannot be compared."""
+    given = ", ".join(f"{name}={value}" for name, value in spec.kwargs.items())
+    return f"{spec.label} ({given})" if given else spec.label
 
 
 def rule_of(prompt: Prompt) -> str:
@@ -107,11 +137,24 @@ def rule_of(prompt: Prompt) -> str:
     return "ocr" if prompt.tag == "text_rendering" or text_only else "objects"
 
 
-def _verdict(
-    rule: str, sample: Sample, score: float | None, parts: dict[str, Any], failure: str | None
-) -> Verdict:
+def _guards(sample: Sample, parts: Parts) -> dict[str, float]:
     guards = picture_guards(sample.image) if sample.image is not None else {}
-    guards |= {name: parts[name] for name in ("excess_objects", "excess_text") if parts.get(name) is not None}
+    return guards | {
+        name: parts[name] for name in ("excess_objects", "excess_text") if parts.get(name) is not None
+    }
+
+
+def _own_verdict(sample: Sample, score: float | None, parts: Parts, failure: str | None) -> Verdict:
+    numbers = {
+        name: float(value)
+        for name, value in parts.items()
+        if isinstance(value, Real) and math.isfinite(value)
+    }
+    return Verdict(score, numbers, _guards(sample, parts), str(parts.get("reason") or ""), failure)
+
+
+def _verdict(rule: str, sample: Sample, score: float | None, parts: Parts, failure: str | None) -> Verdict:
+    guards = _guards(sample, parts)
     if score is None and sample.prompt.task == "t2i" and sample.image is None:
         return Verdict(0.0, reason="no picture was drawn")
     if score is None:

@@ -132,7 +132,7 @@ def _tiles(run: Run | None, comparison: Comparison | None) -> list[tuple[str, st
     """(name, number, notes) of the few numbers that matter most."""
     tiles = []
     if comparison:
-        shown = [(mean_name(comparison.six), comparison.overall)]
+        shown = [(mean_name(comparison.averaged), comparison.overall)]
         shown += [
             (title(tag), comparison.categories[tag])
             for tag in ("text_rendering", "vqa")
@@ -165,9 +165,9 @@ def _bars(results: Sequence[BenchmarkResult]) -> Markup:
         (title(tag), [Bar(r.name, r.category(tag), color) for r, color in zip(results, colors, strict=True)])
         for tag in tags
     ]
-    if results[0].six:
+    if results[0].averaged:
         overall = [Bar(r.name, r.overall, color) for r, color in zip(results, colors, strict=True)]
-        rows.insert(0, (mean_name(results[0].six), overall))
+        rows.insert(0, (mean_name(results[0].averaged), overall))
     return interval_bars(rows)
 
 
@@ -181,8 +181,8 @@ def _score_rows(comparison: Comparison) -> list[dict[str, Any]]:
         for name, further in comparison.further.items():
             if name.startswith(f"{tag}/"):
                 rows.append(_score_row(name.removeprefix(f"{tag}/").replace("_", " "), further, reach, "sub"))
-    if comparison.six:
-        rows.append(_score_row(mean_name(comparison.six), comparison.overall, reach, "total"))
+    if comparison.averaged:
+        rows.append(_score_row(mean_name(comparison.averaged), comparison.overall, reach, "total"))
     return rows
 
 
@@ -212,8 +212,8 @@ def _single_rows(result: BenchmarkResult) -> list[tuple[str, str, str, str, int]
                 rows.append(
                     (shown, "sub" if name else "", percent(score.mean), percent_range(score), score.n)
                 )
-    if result.six:
+    if result.averaged:
         overall = result.overall
-        name = mean_name(result.six)
+        name = mean_name(result.averaged)
         rows.append((name, "total", percent(overall.mean), percent_range(overall), overall.n))
     return rows

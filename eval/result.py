@@ -21,6 +21,12 @@ SIX = ("single_object", "two_object", "counting", "colors", "position", "color_a
 EXTRA = ("text_rendering", "vqa")
 
 
+def averaged(tags: Iterable[str]) -> list[str]:
+    """The categories whose mean is the overall score: GenEval's, and where there is none of these, your own."""
+    found = list(dict.fromkeys(tags))
+    return [tag for tag in found if tag in SIX] or [tag for tag in found if tag not in EXTRA]
+
+
 @dataclass
 class Row:
     """One scored sample.
@@ -95,8 +101,8 @@ class BenchmarkResult:
         return known + [tag for tag in found if tag not in known]
 
     @property
-    def six(self) -> list[str]:
-        return [tag for tag in self.tags if tag in SIX]
+    def averaged(self) -> list[str]:
+        return averaged(self.tags)
 
     @property
     def failures(self) -> list[Row]:
@@ -122,8 +128,8 @@ class BenchmarkResult:
 
     @cached_property
     def overall(self) -> Interval:
-        """Unweighted mean of the (up to six) GenEval categories, with its stratified interval."""
-        return stratified_interval({tag: list(self.prompt_means(tag).values()) for tag in self.six})
+        """Unweighted mean of the ``averaged`` categories, with its stratified interval."""
+        return stratified_interval({tag: list(self.prompt_means(tag).values()) for tag in self.averaged})
 
     @property
     def score_names(self) -> list[str]:
@@ -139,7 +145,7 @@ class BenchmarkResult:
             "label": self.label,
             "name": self.name,
             "settings": self.settings,
-            "overall": self.overall.to_json() | {"categories": self.six},
+            "overall": self.overall.to_json() | {"categories": self.averaged},
             "categories": {tag: self._category_summary(tag) for tag in self.tags},
             "guards": {
                 name: mean_interval(list(self.prompt_means(key=f"guards/{name}").values())).to_json()

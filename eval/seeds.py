@@ -14,7 +14,7 @@ from typing import Any
 
 from dina.errors import DinaError
 from dina.eval.compare import Comparison, Scores
-from dina.eval.result import SIX
+from dina.eval.result import averaged
 from dina.eval.statistics import (
     Interval,
     paired_two_level_interval,
@@ -55,7 +55,7 @@ class PooledScore:
 
 
 def pool(comparisons: Sequence[Comparison]) -> dict[str, PooledScore]:
-    """Category (and ``overall``, the mean of GenEval's six) -> score over runs that answered the same prompts.
+    """Category (and ``overall``, the mean of the averaged ones) -> score over runs that answered the same prompts.
 
     Prompts that any run lacks a score for are left out of all.
 
@@ -64,8 +64,8 @@ def pool(comparisons: Sequence[Comparison]) -> dict[str, PooledScore]:
     """
     before, after = _aligned(comparisons)
     groups = {tag: [tag] for tag in before[0]}
-    six = [tag for tag in before[0] if tag in SIX]
-    groups |= {OVERALL: six} if six else {}
+    headline = averaged(before[0])
+    groups |= {OVERALL: headline} if headline else {}
     return {name: _pooled(before, after, tags) for name, tags in groups.items()}
 
 
@@ -73,7 +73,7 @@ def gain_over_control(comparisons: Sequence[Comparison], control: Sequence[Compa
     """How much more the overall score gained than in the control's runs, over runs and prompts."""
     before, after = _aligned([*comparisons, *control])
     gains = [
-        {tag: [b - a for a, b in zip(x[tag], y[tag], strict=True)] for tag in x if tag in SIX}
+        {tag: [b - a for a, b in zip(x[tag], y[tag], strict=True)] for tag in averaged(x)}
         for x, y in zip(before, after, strict=True)
     ]
     return two_level_interval(gains[: len(comparisons)], control=gains[len(comparisons) :])
@@ -83,11 +83,11 @@ def markdown_table(arms: Mapping[str, Sequence[Comparison]]) -> str:
     """A table for documents: categories in rows; before, and each kind of run with its gain, in columns."""
     pooled = {name: pool(comparisons) for name, comparisons in arms.items()}
     first = next(iter(pooled.values()))
-    six = [tag for tag in first if tag in SIX]
+    headline = averaged(tag for tag in first if tag != OVERALL)
     head = ["", "before %", *(f"{name} ({len(arms[name])} runs) %" for name in arms)]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for tag in first:
-        shown = f"**{mean_name(six)}**" if tag == OVERALL else title(tag)
+        shown = f"**{mean_name(headline)}**" if tag == OVERALL else title(tag)
         cells = [_cell(scores[tag]) if tag in scores else "–" for scores in pooled.values()]
         lines.append(_line([shown, percent(first[tag].before.mean), *cells]))
     if OVERALL in first:

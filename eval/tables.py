@@ -41,9 +41,9 @@ def print_result(result: BenchmarkResult, console: Console | None = None) -> Non
             further = result.category(tag, name)
             if further.n:
                 _result_row(table, f"  {name}", further, style="dim")
-    if result.six:
+    if result.averaged:
         table.add_section()
-        _result_row(table, mean_name(result.six), result.overall, style="bold")
+        _result_row(table, mean_name(result.averaged), result.overall, style="bold")
     console.print(table)
     _print_findings(console, result_findings(result))
     _print_failures(console, result)
@@ -62,9 +62,9 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         for name, further in comparison.further.items():
             if name.startswith(f"{tag}/"):
                 _paired_row(table, "  " + name.removeprefix(f"{tag}/"), further, style="dim")
-    if comparison.six:
+    if comparison.averaged:
         table.add_section()
-        _paired_row(table, mean_name(comparison.six), comparison.overall, style="bold")
+        _paired_row(table, mean_name(comparison.averaged), comparison.overall, style="bold")
     console.print(table)
     _print_guards(console, comparison)
     _print_findings(console, comparison_findings(comparison))

@@ -26,6 +26,7 @@ TITLES = {
     "color_attr": "Colour attribution",
     "text_rendering": "Text rendering",
     "vqa": "Question answering",
+    "t2i": "Pictures",
 }
 
 
@@ -44,7 +45,7 @@ def title(tag: str) -> str:
 
 def mean_name(tags: Sequence[str]) -> str:
     """What the overall score is called, given the categories that it averages."""
-    return "Mean of the six" if len(tags) == len(SIX) else f"Mean of {len(tags)}"
+    return "Mean of the six" if set(tags) == set(SIX) else f"Mean of {len(tags)}"
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -89,17 +90,17 @@ def comparison_findings(comparison: Comparison) -> list[Finding]:
 def result_findings(result: BenchmarkResult) -> list[Finding]:
     """What one evaluation shows by itself."""
     findings = []
-    if result.six:
+    if result.averaged:
         overall = result.overall
         findings.append(
             Finding(
                 "plain",
                 f"{result.label}: {percent(overall.mean)} {percent_range(overall)} "
-                f"{_mean_of(result.six)}, over {overall.n} prompts.",
+                f"{_mean_of(result.averaged)}, over {overall.n} prompts.",
             )
         )
     for tag in result.tags:
-        if tag not in SIX:
+        if tag not in result.averaged:
             score = result.category(tag)
             text = f"{title(tag)}: {percent(score.mean)} {percent_range(score)} over {score.n} prompts."
             findings.append(Finding("plain", text))
@@ -113,10 +114,10 @@ def result_findings(result: BenchmarkResult) -> list[Finding]:
 def _overall(comparison: Comparison) -> Finding:
     score = comparison.overall
     if not score.difference.n:
-        return Finding("plain", "The prompts hold none of GenEval's six categories.")
+        return Finding("plain", "The prompts hold no category of drawings with an overall score.")
     numbers = (
         f"from {percent(score.before.mean)} to {percent(score.after.mean)}, {points(score.difference.mean)} points "
-        f"{points_range(score.difference)} {_mean_of(comparison.six)}, over {score.difference.n} paired prompts"
+        f"{points_range(score.difference)} {_mean_of(comparison.averaged)}, over {score.difference.n} paired prompts"
     )
     if not score.clear:
         return Finding("open", f"No clear change of the {comparison.before.label} score: {numbers}.")
@@ -128,11 +129,11 @@ def _overall(comparison: Comparison) -> Finding:
 
 
 def _mean_of(tags: list[str]) -> str:
-    return (
-        "(mean of the six categories)"
-        if len(tags) == len(SIX)
-        else f"(mean of {len(tags)} of six categories)"
-    )
+    if not set(tags) <= set(SIX):
+        return "(one category)" if len(tags) == 1 else f"(mean of {len(tags)} categories)"
+    if len(tags) == len(SIX):
+        return "(mean of the six categories)"
+    return f"(mean of {len(tags)} of six categories)"
 
 
 def _change(name: str, score: PairedScore) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dina.model.checkpoint import Checkpoint, load_visual_tokenizer
 from dina.model.config import DinaConfig
 from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.processor import IMAGE_TOKENS, DinaProcessor
+from dina.model.sft_data import load_rows
 from dina.model.text_tokenizer import add_special_tokens, train_text_tokenizer
 
 
@@ -25,7 +27,8 @@ class NewTextTokenizer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     corpus: str | list[str] = Field(
-        description="What to learn merges from: 'module:function' that yields texts, or text files"
+        description="What to learn merges from: 'module:function' that yields texts, text files, or data like "
+        "data.train, whose prompts and answers are read"
     )
     vocab_size: int = Field(description="Text ids before those of pictures (text_vocab_size)")
 
@@ -98,7 +101,8 @@ def _text_tokenizer(new: NewModel) -> tuple[PreTrainedTokenizerFast, int]:
 
 
 def read_corpus(source: str | list[str]) -> Iterable[str]:
-    """Texts of ``module:attribute`` (an iterable, or a function that returns one) or of text files, line by line.
+    """Texts of ``module:attribute`` (an iterable, or a function that returns one), of text files, line by line, or
+    of the prompts and answers of training data (a folder, Parquet, JSONL).
 
     Raises:
         DinaError: no such module, attribute or file.
@@ -112,9 +116,16 @@ def read_corpus(source: str | list[str]) -> Iterable[str]:
         return found() if callable(found) else found
     paths = [Path(path) for path in ([source] if isinstance(source, str) else source)]
     for path in paths:
-        if not path.is_file():
-            raise DinaError(f"text_tokenizer.corpus: {path} is not a file (nor 'module:function')")
-    return (line for path in paths for line in path.read_text(encoding="utf-8").splitlines(keepends=True))
+        if not path.exists():
+            raise DinaError(f"text_tokenizer.corpus: {path} is not there (nor 'module:function')")
+    return chain.from_iterable(map(_texts, paths))
+
+
+def _texts(path: Path) -> Iterable[str]:
+    if path.is_file() and path.suffix not in (".jsonl", ".parquet"):
+        return path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = load_rows([path])
+    return [text for name in ("prompt", "answer") for text in rows[name] if text]
 
 
 def _config(

@@ -28,7 +28,7 @@ class ModelSource(_Strict):
 
 
 class DataConfig(_Strict):
-    """Rows with columns task (t2i | vqa), prompt, image, and for vqa answer."""
+    """Rows with columns prompt, image, task (t2i, where there is none, or vqa), and for vqa answer."""
 
     train: list[Path] = Field(
         min_length=1, description="Folders or files: Parquet, JSONL with picture paths, or an image folder"

@@ -28,6 +28,8 @@ _POOL = 16  # batches whose rows are sorted by length together
 def load_rows(paths: Sequence[Path]) -> Dataset:
     """Reads Parquet, JSONL or image folders into one dataset with the columns task, prompt, answer, image.
 
+    Rows without a task are drawings (``t2i``), as in prompt files.
+
     Raises:
         DinaError: a path is missing, holds nothing readable, or lacks a column.
     """
@@ -60,13 +62,14 @@ def _load(path: Path) -> Dataset:
 
 
 def _with_columns(rows: Dataset, path: Path) -> Dataset:
-    missing = [name for name in ("task", "prompt", "image") if name not in rows.column_names]
+    missing = [name for name in ("prompt", "image") if name not in rows.column_names]
     if missing:
         raise DinaError(
             f"data: {path} has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}"
         )
-    if "answer" not in rows.column_names:
-        rows = rows.add_column("answer", [None] * len(rows))
+    for name, value in (("task", "t2i"), ("answer", None)):
+        if name not in rows.column_names:
+            rows = rows.add_column(name, [value] * len(rows))
     rows = rows.select_columns(["task", "prompt", "answer", "image"])
     return rows.cast_column("answer", Value("string")).cast_column("image", Image())
 

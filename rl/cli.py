@@ -91,6 +91,12 @@ PerPrompt = Annotated[int, typer.Option("--n-per-prompt", min=1, help="Pictures 
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each category")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables")]
 Detector = Annotated[str, typer.Option(help="What sees objects in pictures, package.module:attr")]
+OwnReward = Annotated[
+    str | None,
+    typer.Option(
+        "--reward", metavar="NAME", help="Judge by this reward (0 to 1): a name, module:attr, ./file.py:attr"
+    ),
+]
 Renderer = Annotated[str, typer.Option(help="What draws the `scene` of a question, package.module:attr")]
 
 
@@ -309,6 +315,8 @@ def evaluate(
     seed: Seed = 0,
     temperature: Temperature = 1.0,
     guidance: Guidance = 1.0,
+    reward: OwnReward = None,
+    settings: rewards_cli.Settings = None,
     detector: Detector = f"{SCENES}.detector:ShapeDetector",
     renderer: Renderer = f"{SCENES}.world:render_json",
     batch_size: BatchSize = 64,
@@ -321,6 +329,8 @@ def evaluate(
     dina evaluate runs/t2i_grpo/checkpoints/step_130
 
     dina evaluate CHECKPOINT --prompts mine.jsonl --n-per-prompt 4 --json
+
+    dina evaluate CHECKPOINT --prompts mine.jsonl --reward ./my_reward.py:bright --set gain=2
     """
     from dina.eval.evaluate import evaluate_checkpoint, open_torch_engine
     from dina.eval.report import write_report
@@ -330,7 +340,7 @@ def evaluate(
     result = evaluate_checkpoint(
         checkpoint,
         chosen,
-        _judge(detector),
+        _judge(detector, reward, settings),
         _settings(n_per_prompt, seed, temperature, guidance),
         out=out,
         open_engine=partial(open_torch_engine, batch_size=batch_size, device=_device(device)),
@@ -360,6 +370,8 @@ def compare(
     seed: Seed = 0,
     temperature: Temperature = 1.0,
     guidance: Guidance = 1.0,
+    reward: OwnReward = None,
+    settings: rewards_cli.Settings = None,
     detector: Detector = f"{SCENES}.detector:ShapeDetector",
     renderer: Renderer = f"{SCENES}.world:render_json",
     batch_size: BatchSize = 64,
@@ -386,7 +398,7 @@ def compare(
         before,
         after,
         _prompts(prompts, renderer, limit),
-        _judge(detector),
+        _judge(detector, reward, settings),
         _settings(n_per_prompt, seed, temperature, guidance),
         out=out,
         open_engine=partial(open_torch_engine, batch_size=batch_size, device=_device(device)),
@@ -451,11 +463,16 @@ def _prompts(files: list[Path] | None, renderer: str, limit: int | None) -> list
     return first_of_each_category(load_prompts(files or shipped, renderer=renderer), limit)
 
 
-def _judge(detector: str) -> RewardJudge:
-    from dina.eval.judge import RewardJudge
+def _judge(detector: str, reward: str | None, settings: list[str] | None) -> RewardJudge:
+    from dina.eval.judge import TIMEOUT, RewardJudge
+    from dina.rewards.protocol import RewardSpec
 
     name = "scenes" if detector.startswith(f"{SCENES}.") else detector
-    return RewardJudge(detector, name)
+    if reward is None and settings:
+        raise DinaError(f"--set {settings[0]} is an argument of a reward; name one with --reward")
+    kwargs = rewards_cli.read_pairs(settings, "--set")
+    own = RewardSpec(reward, timeout=TIMEOUT, kwargs=kwargs) if reward else None
+    return RewardJudge(detector, name, reward=own)
 
 
 def _settings(n_per_prompt: int, seed: int, temperature: float, guidance: float) -> BenchmarkSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from dina.policies.losses import LossType
 from dina.rewards.registry import available_rewards
 from dina.rl.cluster_config import LoopConfig, RayConfig
 from dina.rl.section import Section
+from dina.rl.reward_config import RewardConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -90,6 +91,9 @@ class DataConfig(Section):
 
 class RolloutConfig(Section):
     engine: Literal["auto", "vllm", "torch"] = Field(
+    eval_reward: RewardConfig | None = Field(
+        None, description="a reward that judges the evaluated samples instead of the built-in rules"
+    )
         "auto", description="what draws the samples; auto: vllm where dina train can use it, else torch"
     )
     batch_size: int = Field(64, ge=1, description="samples that are drawn at once")
@@ -252,63 +256,6 @@ class LearnerConfig(Section):
         False, description="recompute the decoder layers in the backward pass: less memory, more time"
     )
     timeout: float = Field(600.0, gt=0, description="seconds that a rank waits for another before it fails")
-
-
-class RewardConfig(Section):
-    use: str = Field(
-        min_length=1,
-        description="built-in name, entry point of dina.rewards, package.module:attr, or ./file.py:attr",
-    )
-    name: str = Field("", description="what metrics call it; by default the last part of `use`")
-    weight: float = Field(1.0, description="factor in the sum; 0 logs the reward and never trains on it")
-    required: bool = Field(False, description="a failed score stops the run")
-    on_error: Literal["exclude", "raise"] = Field(
-        "exclude", description="leave a sample with a failed score out of training, or stop the run"
-    )
-    timeout: float = Field(60.0, gt=0, description="seconds for scoring one batch")
-    tasks: list[Literal["t2i", "vqa"]] | None = Field(None, description="apply to these tasks only")
-    clip: list[float] | None = Field(
-        None, min_length=2, max_length=2, description="[low, high]: limits of the score in the sum"
-    )
-    normalise: Literal["none", "group"] = Field(
-        "none", description="group: sum (score - mean) / std within the prompt's samples (GDPO)"
-    )
-    batch_size: int | None = Field(
-        None, ge=1, description="samples per call; null: all, or what the reward says"
-    )
-    held_out: bool = Field(False, description="log it and never train on it, as with weight 0")
-    watches: list[str] | None = Field(
-        None,
-        description="trained rewards to warn about if they rise while this held-out one falls; null: all",
-    )
-    isolate: bool = Field(False, description="run in a process of its own, killed at the time-out")
-    memory_gib: float | None = Field(None, gt=0, description="limit for that process; implies isolate")
-    kwargs: dict[str, Any] = Field({}, description="arguments of the reward")
-
-    @property
-    def label(self) -> str:
-        return self.name or self.use.rsplit(":", 1)[-1]
-
-    @property
-    def trained(self) -> bool:
-        return self.weight != 0 and not self.held_out
-
-    @field_validator("clip")
-    @classmethod
-    def _ordered(cls, clip: list[float] | None) -> list[float] | None:
-        if clip is not None and clip[0] >= clip[1]:
-            raise ValueError(f"clip {clip} must be [low, high] with low below high")
-        return clip
-
-    @field_validator("use")
-    @classmethod
-    def _known(cls, use: str) -> str:
-        known = available_rewards()
-        if ":" not in use and use not in known:
-            raise ValueError(
-                f"there is no reward {use!r}; {advice(use, known)} Your own is package.module:attr or ./file.py:attr"
-            )
-        return use
 
 
 class TrainConfig(Section):

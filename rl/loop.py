@@ -97,7 +97,8 @@ class Trainer:
         data = self.config.data
         assert data.eval is not None
         if self.judge is None:
-            self.judge = RewardJudge(data.detector, data.detector)
+            own = data.eval_reward.spec() if data.eval_reward else None
+            self.judge = RewardJudge(data.detector, data.detector, reward=own)
         prompts = load_prompts(data.eval, renderer=data.renderer, grid=data.grid)
         settings = BenchmarkSettings(pictures=self.sampling)
         return run_benchmark(self.roles.rollout, prompts, self.judge, settings).metrics()

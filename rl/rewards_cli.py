@@ -105,7 +105,7 @@ def score(
     from dina.rewards.suite import RewardSuite
 
     spec = _spec(name, settings, timeout, batch_size, isolate, memory_gib)
-    samples = _samples(image or [], text or [], prompt or [""], _pairs(column, "--column"))
+    samples = _samples(image or [], text or [], prompt or [""], read_pairs(column, "--column"))
     suite = RewardSuite([spec])
     try:
         result = suite.score(samples)
@@ -157,8 +157,8 @@ def bench(
     from dina.rewards.bench import bench_reward
 
     spec = _spec(name, settings, timeout, batch_size, isolate, memory_gib)
-    pictures = _samples(image or [], [], [prompt], _pairs(column, "--column")) if image else None
-    figures = bench_reward(spec, n, repeats, size, prompt, _pairs(column, "--column"), pictures)
+    pictures = _samples(image or [], [], [prompt], read_pairs(column, "--column")) if image else None
+    figures = bench_reward(spec, n, repeats, size, prompt, read_pairs(column, "--column"), pictures)
     _print_rows(f"{name}, {n} samples per batch", [(key, f"{value:.4g}") for key, value in figures.items()])
 
 
@@ -247,11 +247,11 @@ def _spec(
         batch_size=batch_size,
         isolate=isolate,
         memory_gib=memory_gib,
-        kwargs=_pairs(settings, "--set"),
+        kwargs=read_pairs(settings, "--set"),
     )
 
 
-def _pairs(texts: list[str] | None, option: str) -> dict[str, Any]:
+def read_pairs(texts: list[str] | None, option: str) -> dict[str, Any]:
     """``KEY=VALUE`` texts with YAML values."""
     from dina.rl.recipe import read_value
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
-from dina.rewards.protocol import RewardSpec, SuiteResult
+from dina.rewards.protocol import SuiteResult
 from dina.rewards.suite import RewardSuite
 from dina.rl.config import RolloutConfig, TrainConfig
 from dina.rollout.protocol import Prompt, Request, RolloutEngine, Sample
@@ -100,7 +100,7 @@ class Roles:
 
 def reward_suite(config: TrainConfig) -> RewardSuite:
     """The rewards of a recipe, ready to score."""
-    return RewardSuite([RewardSpec(**spec.model_dump()) for spec in config.rewards])
+    return RewardSuite([reward.spec() for reward in config.rewards])
 
 
 def rollout_sampling(rollout: RolloutConfig) -> SamplingParams:

@@ -8,6 +8,7 @@ from dina.eval.benchmark import run_benchmark
 from dina.eval.judge import RewardJudge, rule_of
 from dina.recipes.scenes.world import render_json
 from dina.rewards.objects import Detection
+from dina.rewards.protocol import RewardSpec
 from dina.rollout.protocol import Prompt, Request
 from tests.eval.world import empty_sample
 
@@ -156,3 +157,36 @@ def test_the_whole_benchmark_on_true_pictures(judge):
     result = run_benchmark(Artist(), prompts, judge)
     assert [row.score for row in result.rows] == [1.0, 1.0, 1.0]
     assert result.failures == [] and result.score_names == ["graded", "similarity"]
+
+
+def warm(generated_images, wanted, log_extra, **columns):
+    """Share of red in the picture, where the row says ``wanted``."""
+    shares = [float(np.asarray(image)[..., 0].mean()) / 255 for image in generated_images]
+    log_extra("share", shares)
+    log_extra("reason", [f"{share:.0%} red" for share in shares])
+    if any(word == "broken" for word in wanted):
+        raise RuntimeError("cannot tell")
+    return shares
+
+
+def test_a_reward_of_ones_own_judges_what_it_applies_to_and_the_rules_the_rest():
+    spec = RewardSpec(f"{__name__}:warm", name="red", kwargs={})
+    own = RewardJudge(reward=spec)
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    mine, broken, question = own.judge(
+        [
+            drawing("mine", image=red, wanted="red"),
+            drawing("mine", image=red, wanted="broken"),
+            answer("3", "3"),
+        ]
+    )
+    own.close()
+    assert (mine.score, mine.scores, mine.reason) == (1.0, {"share": 1.0}, "100% red")
+    assert broken.score is None and "cannot tell" in broken.failure
+    assert question.score == 1.0
+    assert own.label == "red"
+
+
+def test_the_arguments_of_a_reward_belong_to_the_label():
+    assert RewardJudge(reward=RewardSpec("ocr", kwargs={"excess_cost": 0})).label == "ocr (excess_cost=0)"

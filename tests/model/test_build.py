@@ -8,7 +8,7 @@ from dina.errors import DinaError
 from dina.model.build import NewModel, new_checkpoint, read_corpus
 from dina.model.checkpoint import load_checkpoint, save_checkpoint
 from dina.model.text_tokenizer import train_text_tokenizer
-from tests.model.sft_world import corpus, new_model, save_visual_tokenizer
+from tests.model.sft_world import corpus, new_model, rows, save_rows, save_visual_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,12 @@ def test_a_corpus_is_a_function_or_files(tmp_path):
     assert list(read_corpus("tests.model.sft_world:corpus")) == corpus()
     (tmp_path / "words.txt").write_text("one\ntwo\n")
     assert list(read_corpus([str(tmp_path / "words.txt")])) == ["one\n", "two\n"]
+
+
+def test_a_corpus_may_be_the_training_data(tmp_path):
+    data = save_rows(tmp_path / "data", count=4)
+    texts = list(read_corpus(str(data)))
+    assert {row["prompt"] for row in rows(4)} <= set(texts) and "" not in texts
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from dina.model.build import new_checkpoint
 from dina.model.checkpoint import Checkpoint, load_checkpoint
 from dina.model.sft import TrainingStoppedError, run_sft
 from dina.model.sft_data import Collator, PlannedRows, encode_rows, load_rows, plan_batches
-from tests.model.sft_world import recipe
+from tests.model.sft_world import recipe, rows
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     made = recipe(folder)
     checkpoint = new_checkpoint(made.model.new)
-    rows = load_rows(made.data.train)
-    return checkpoint, encode_rows(rows, checkpoint.processor, checkpoint.visual_tokenizer, context=64)
+    loaded = load_rows(made.data.train)
+    return checkpoint, encode_rows(loaded, checkpoint.processor, checkpoint.visual_tokenizer, context=64)
 
 
 def test_loss_stands_exactly_on_what_the_assistant_says_and_draws(world):
@@ -228,11 +228,21 @@ def test_bad_input_is_named(tmp_path, monkeypatch, change, message):
 
 def test_rows_longer_than_the_context_are_an_error(world, tmp_path):
     checkpoint, _ = world
-    rows = load_rows(recipe(tmp_path).data.train)
+    loaded = load_rows(recipe(tmp_path).data.train)
     with pytest.raises(DinaError, match="context is 20"):
-        encode_rows(rows, checkpoint.processor, checkpoint.visual_tokenizer, context=20)
+        encode_rows(loaded, checkpoint.processor, checkpoint.visual_tokenizer, context=20)
 
 
 def test_an_unknown_key_is_an_error(tmp_path):
     with pytest.raises(ValidationError, match="batchsize"):
         recipe(tmp_path, batchsize=3)
+
+
+def test_a_picture_folder_of_drawings_needs_no_task(tmp_path):
+    for name, row in zip(("a.png", "b.png"), rows(2), strict=True):
+        row["image"].save(tmp_path / name)
+    lines = [json.dumps({"file_name": name, "prompt": f"picture {name}"}) for name in ("a.png", "b.png")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    loaded = load_rows([tmp_path])
+    assert sorted(loaded["prompt"]) == ["picture a.png", "picture b.png"]
+    assert set(loaded["task"]) == {"t2i"} and set(loaded["answer"]) == {None}
