@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -174,6 +174,31 @@ class SuiteResult:
             for part, mean in self.part_means(name).items():
                 out[f"rewards/{name}/{part}"] = mean
         return out
+
+    def with_rows(self, rows: Mapping[int, int], other: SuiteResult) -> SuiteResult:
+        """This batch with row ``i`` taken from row ``rows[i]`` of ``other``, which the same rewards scored.
+
+        ``seconds`` adds up; ``logged`` stays that of this batch.
+        """
+
+        def spliced(mine: list[Any], theirs: list[Any]) -> list[Any]:
+            return [theirs[rows[i]] if i in rows else value for i, value in enumerate(mine)]
+
+        place = {new: old for old, new in rows.items()}
+        failures = [failure for failure in self.failures if failure.sample_index not in rows]
+        failures += [
+            replace(failure, sample_index=place[failure.sample_index])
+            for failure in other.failures
+            if failure.sample_index in place
+        ]
+        return SuiteResult(
+            spliced(self.total, other.total),
+            {name: spliced(self.per_reward[name], other.per_reward[name]) for name in self.per_reward},
+            {name: spliced(self.parts[name], other.parts[name]) for name in self.parts},
+            failures,
+            {name: seconds + other.seconds[name] for name, seconds in self.seconds.items()},
+            self.logged,
+        )
 
     def part_means(self, name: str) -> dict[str, float]:
         """Mean of each numeric sub-score of one reward over the samples that have it."""

@@ -16,6 +16,7 @@ from dina.rl.cluster_config import LoopConfig, RayConfig
 from dina.rl.section import Section
 from dina.rl.reward_config import RewardConfig
 
+Difficulty = Literal["easy", "medium", "hard"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -67,6 +68,11 @@ class DataConfig(Section):
         "shuffle",
         description="shuffle: every prompt once per epoch; balanced: the tags in turn; {tag: n, …}: n prompts of "
         "each tag per round",
+    )
+    difficulty: dict[Difficulty, Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        description="{hard: n, medium: n, easy: n} prompts per round by the pass rate that `dina prepare` wrote; "
+        "null: as they come",
     )
     renderer: str | None = Field(
         None, pattern=r"^[\w.]+:[\w.]+$", description="module:attr that draws the `scene` of a row"
@@ -139,6 +145,9 @@ class AlgorithmConfig(Section):
         8, ge=2, description="samples per prompt (a group); advantages compare within it"
     )
     prompts_per_step: int = Field(8, ge=1, description="different prompts per step")
+    refill_rounds: int = Field(
+        0, ge=0, description="times that groups without signal are replaced by others (DAPO); 0: never"
+    )
     num_iterations: int = Field(1, ge=1, description="passes over the samples of a step")
     minibatches: int = Field(1, ge=1, description="optimizer updates per pass")
     beta: float = Field(
@@ -315,6 +324,8 @@ class TrainConfig(Section):
                 f"{self.run.max_steps} × num_iterations {self.algorithm.num_iterations} × minibatches "
                 f"{self.algorithm.minibatches})"
             )
+        if self.algorithm.refill_rounds and self.rollout.replay:
+            raise ValueError("algorithm.refill_rounds draws new samples, and rollout.replay none; set one of them")
         if self.data.eval_steps and not self.data.eval:
             raise ValueError(f"data.eval_steps is {self.data.eval_steps}, but data.eval names no prompts")
         return self

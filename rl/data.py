@@ -16,11 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dina.errors import DinaError, advice
 from dina.rewards.registry import load_object
+from dina.rl.config import Difficulty
 from dina.rl.prompt_files import Row, read_rows
 from dina.rl.recipe_errors import explain
 from dina.rollout.protocol import Prompt, derive_seed
 
 Renderer = Callable[[dict[str, Any]], np.ndarray]
+PASS_RATE = "pass_rate"
+"""The column in which ``dina prepare`` says how often the base model is right."""
 
 
 class _Object(BaseModel):
@@ -237,9 +240,12 @@ class PromptOrder:
         sampling: ``shuffle`` takes every prompt once per epoch, each epoch in another order; ``balanced`` takes
             the tags in turn, and within a tag every prompt once before any twice; a mapping of tags to weights
             takes so many prompts of each tag per round.
+        difficulty: so many prompts of each band (``easy``, ``medium``, ``hard``; see ``difficulty_of``) per round,
+            within each tag whose prompts have a pass rate. ``None``: as they come.
 
     Raises:
-        DinaError: there are no prompts, or a mapping that does not name exactly their tags.
+        DinaError: there are no prompts, a mapping does not name exactly their tags, some prompts of a tag have a pass
+            rate and others have none, or no prompt of a tag is in a band that has a weight.
     """
 
     def __init__(
@@ -247,6 +253,7 @@ class PromptOrder:
         prompts: Sequence[Prompt],
         seed: int,
         sampling: Literal["shuffle", "balanced"] | Mapping[str, int] = "shuffle",
+        difficulty: Mapping[Difficulty, int] | None = None,
     ) -> None:
         if not prompts:
             raise DinaError("There are no prompts to train on.")
@@ -261,27 +268,19 @@ class PromptOrder:
                 f"data.sampling weighs the tags {', '.join(sorted(weights))}, but the prompts have "
                 f"{', '.join(sorted(groups))}; weigh each of them (data.tags leaves tags out)"
             )
-        self._groups = [groups[tag] for tag in sorted(groups)]
-        self._round = _evenly([weights[tag] for tag in sorted(groups)])
-        ids = "\0".join(prompt.id for group in self._groups for prompt in group)
+        tags = sorted(groups)
+        parts = [_by_difficulty(groups[tag], seed, difficulty) for tag in tags]
+        self._rounds = _Rounds(parts, [weights[tag] for tag in tags])
+        ids = "\0".join(prompt.id for tag in tags for prompt in groups[tag])
+        if difficulty is not None:
+            ids += "".join(f"\0{p.columns.get(PASS_RATE)}" for tag in tags for p in groups[tag])
         self._fingerprint = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
-        self._orders: dict[int, tuple[int, list[Prompt]]] = {}
 
     def take(self, count: int) -> list[Prompt]:
         """The next ``count`` prompts."""
-        chosen = [self._at(self.taken + k) for k in range(count)]
+        chosen = [self._rounds.at(self.taken + k) for k in range(count)]
         self.taken += count
         return chosen
-
-    def _at(self, index: int) -> Prompt:
-        turn, slot = divmod(index, len(self._round))
-        which = self._round[slot]
-        draw = turn * self._round.count(which) + self._round[:slot].count(which)
-        epoch, position = divmod(draw, len(self._groups[which]))
-        if which not in self._orders or self._orders[which][0] != epoch:
-            order = sorted(self._groups[which], key=lambda p: derive_seed(self.seed, "order", epoch, p.id))
-            self._orders[which] = (epoch, order)
-        return self._orders[which][1][position]
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken, "seed": self.seed, "prompts": self._fingerprint}
@@ -294,6 +293,61 @@ class PromptOrder:
                 "go on where it stopped. Restore them, or start a new run from the checkpoint (model.path)."
             )
         self.taken = state["taken"]
+
+
+def difficulty_of(pass_rate: float) -> Difficulty:
+    """``hard`` up to a pass rate of 1/3, ``easy`` above 2/3."""
+    return "hard" if pass_rate <= 1 / 3 else "easy" if pass_rate > 2 / 3 else "medium"
+
+
+class _Shuffled:
+    """Every prompt once per epoch, each epoch in another order."""
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
+        self.prompts, self.seed = prompts, seed
+        self._order: tuple[int, list[Prompt]] = (-1, [])
+
+    def at(self, index: int) -> Prompt:
+        epoch, position = divmod(index, len(self.prompts))
+        if self._order[0] != epoch:
+            order = sorted(self.prompts, key=lambda p: derive_seed(self.seed, "order", epoch, p.id))
+            self._order = (epoch, order)
+        return self._order[1][position]
+
+
+class _Rounds:
+    """Parts in turn: each as often per round as its weight says, spread over the round."""
+
+    def __init__(self, parts: Sequence[_Shuffled | _Rounds], weights: Sequence[int]) -> None:
+        self.parts, self.round = parts, _evenly(weights)
+
+    def at(self, index: int) -> Prompt:
+        turn, slot = divmod(index, len(self.round))
+        which = self.round[slot]
+        return self.parts[which].at(turn * self.round.count(which) + self.round[:slot].count(which))
+
+
+def _by_difficulty(
+    prompts: Sequence[Prompt], seed: int, weights: Mapping[Difficulty, int] | None
+) -> _Shuffled | _Rounds:
+    rated = [prompt for prompt in prompts if prompt.columns.get(PASS_RATE) is not None]
+    if weights is None or not rated:
+        return _Shuffled(prompts, seed)
+    if len(rated) < len(prompts):
+        missing = next(prompt for prompt in prompts if prompt.columns.get(PASS_RATE) is None)
+        raise DinaError(
+            f"data.difficulty: prompt {missing.id!r} has no {PASS_RATE}, as others of tag {missing.tag!r} have; run "
+            "`dina prepare` on all of them"
+        )
+    bands: dict[Difficulty, list[Prompt]] = {}
+    for prompt in rated:
+        bands.setdefault(difficulty_of(prompt.columns[PASS_RATE]), []).append(prompt)
+    present = [band for band in sorted(bands) if weights.get(band)]
+    if not present:
+        raise DinaError(
+            f"data.difficulty: prompts of tag {prompts[0].tag!r} are {', '.join(sorted(bands))}, which have no weight"
+        )
+    return _Rounds([_Shuffled(bands[band], seed) for band in present], [weights[band] for band in present])
 
 
 def _evenly(weights: Sequence[int]) -> list[int]:

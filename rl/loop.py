@@ -27,12 +27,14 @@ from dina.rl.environment import write_environment
 from dina.rl.local_roles import open_local_roles
 from dina.rl.metrics import MetricsLogger
 from dina.rl.recipe import dump_recipe
+from dina.rl.refill import Refill
 from dina.rl.resume import refuse_other_settings, run_folder
 from dina.rl.roles import Roles, rollout_sampling
 from dina.rl.run_state import load_run_state, save_run_state
 from dina.rl.runtime import settle
 from dina.rl.step_log import StepTimes, completion_metrics, save_step
 from dina.rl.stop_signal import StopSignal
+from dina.rl.task_metrics import task_metrics
 from dina.rl.weight_probe import WeightProbe
 from dina.rollout.protocol import Prompt, Sample
 
@@ -45,7 +47,7 @@ class Trainer:
         self.sampling = rollout_sampling(config.rollout)
         data = config.data
         self.prompts = load_prompts(data.train, renderer=data.renderer, tags=data.tags, grid=data.grid)
-        self.order = PromptOrder(self.prompts, config.run.seed, data.sampling)
+        self.order = PromptOrder(self.prompts, config.run.seed, data.sampling, data.difficulty)
         self.judge: RewardJudge | None = None
         self.finished = 0
         self.skipped_in_a_row = 0
@@ -53,6 +55,9 @@ class Trainer:
         try:
             self._check_prompts(self.prompts)
             self.batches = Batches(config, self.roles.rollout, self.roles.scorer, self.order, self.sampling)
+            self.refill = Refill(
+                config, self.roles.rollout, self.roles.scorer, self.prompts, self.sampling
+            )
             self.probe = WeightProbe(self.roles.rollout, self.roles.learner, self.sampling, config.run.dtype)
         except BaseException:
             self.close()
@@ -64,10 +69,11 @@ class Trainer:
         start = time.perf_counter()
         with times.phase("generate"):
             samples = self._generate(number)  # complete groups are scored while others are still drawn
-            staleness = self.batches.staleness(samples)
-            probe = self.probe.check(max(sample.weight_version for sample in samples))
         with times.phase("score"):
             scored = self.roles.scorer.collect(number)
+            samples, scored, refilled = self.refill(number, samples, scored)
+            staleness = self.batches.staleness(samples)
+            probe = self.probe.check(max(sample.weight_version for sample in samples))
         with times.phase("learn"):
             rewards = torch.tensor([math.nan if r is None else r for r in scored.total], dtype=torch.float64)
             advantages = self._advantages(samples, rewards)
@@ -83,6 +89,8 @@ class Trainer:
             **update.stats.compute(),
             **update.metrics,
             **completion_metrics(samples),
+            **task_metrics(samples, scored.total, update),
+            **refilled,
             **(batch_guards(samples, scored) if self.config.guards else {}),
             **staleness,
             **probe,
@@ -147,6 +155,7 @@ class Trainer:
                 "finished": self.finished,
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "order": self.order.state_dict(),
+                "refill": self.refill.state_dict(),
                 "weight_version": self.batches.version,
             },
         )
@@ -156,6 +165,7 @@ class Trainer:
         self.roles.learner.restore(folder)
         state = load_run_state(folder)
         self.order.load_state_dict(state["order"])
+        self.refill.load_state_dict(state.get("refill", {}))
         self.finished = state["finished"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.roles.rollout.update_weights(self.roles.learner.weights(), state["weight_version"])

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dina.errors import DinaError
-from dina.rl.data import PromptOrder, check_prompt_lengths, load_prompts
+from dina.rl.data import PromptOrder, check_prompt_lengths, difficulty_of, load_prompts
 from dina.rollout.protocol import Prompt
 from tests.golden import FOLDER as GOLDEN
 
@@ -254,3 +256,61 @@ def test_the_seed_changes_the_order_and_other_prompts_are_refused() -> None:
             other.load_state_dict(first.state_dict())
     with pytest.raises(DinaError, match="no prompts"):
         PromptOrder([], 0)
+
+
+def rated(count: int, rate: float, start: int = 0) -> list[Prompt]:
+    return [Prompt(f"{start + i}", "?", columns={"tag": "q", "pass_rate": rate}) for i in range(count)]
+
+
+def test_difficulty_sets_how_many_prompts_of_each_band_a_round_has() -> None:
+    prompts = [*rated(3, 0.25), *rated(5, 0.5, 10), *rated(4, 0.75, 20)]
+    order = PromptOrder(prompts, seed=1, difficulty={"hard": 3, "medium": 2, "easy": 1})
+    for _ in range(8):
+        bands = [difficulty_of(p.columns["pass_rate"]) for p in order.take(6)]
+        assert [bands.count(band) for band in ("hard", "medium", "easy")] == [3, 2, 1]
+    without_easy = PromptOrder(prompts, seed=1, difficulty={"hard": 1, "medium": 1})
+    assert {p.columns["pass_rate"] for p in without_easy.take(30)} == {0.25, 0.5}
+
+
+def test_difficulty_works_within_tags_and_leaves_unrated_ones_alone() -> None:
+    drawings = [Prompt(f"d{i}", "a star", columns={"tag": "t2i"}) for i in range(4)]
+    order = PromptOrder(
+        [*drawings, *rated(2, 0.25), *rated(6, 0.75, 10)],
+        seed=0,
+        sampling={"t2i": 1, "q": 2},
+        difficulty={"hard": 1, "easy": 1},
+    )
+    for _ in range(5):
+        taken = order.take(6)
+        assert [p.tag for p in taken].count("t2i") == 2
+        assert [p.columns.get("pass_rate") for p in taken].count(0.25) == 2
+
+
+def test_difficulty_needs_pass_rates_and_a_band_with_weight() -> None:
+    with pytest.raises(DinaError, match="prompt 'x' has no pass_rate.*dina prepare"):
+        PromptOrder([*rated(2, 0.5), Prompt("x", "?", columns={"tag": "q"})], 0, difficulty={"hard": 1})
+    with pytest.raises(DinaError, match="are medium, which have no weight"):
+        PromptOrder(rated(2, 0.5), 0, difficulty={"hard": 1})
+
+
+def test_a_changed_pass_rate_is_noticed_where_it_decides_the_order() -> None:
+    before, after = rated(2, 0.25), [*rated(1, 0.25), *rated(1, 0.75, 1)]
+    PromptOrder(after, 0).load_state_dict(PromptOrder(before, 0).state_dict())
+    weights = {"hard": 1, "easy": 1}
+    with pytest.raises(DinaError, match="have changed"):
+        PromptOrder(after, 0, difficulty=weights).load_state_dict(
+            PromptOrder(before, 0, difficulty=weights).state_dict()
+        )
+
+
+def test_a_question_column_makes_a_question(tmp_path: Path) -> None:
+    Image.fromarray(RED).save(tmp_path / "red.png")
+    data = (tmp_path / "red.png").read_bytes()
+    file = jsonl(tmp_path, {"question": "what colour?", "answer": "red", "image": "red.png"})
+    [prompt] = load_prompts(file)
+    assert (prompt.task, prompt.text, prompt.columns) == ("vqa", "what colour?", {"answer": "red"})
+    # Parquet files without the types of `datasets` hold pictures as structs, some data sets as lists of one.
+    bare = pa.table({"question": ["what colour?"], "image": [[{"bytes": data, "path": None}]]})
+    pq.write_table(bare, tmp_path / "bare.parquet")
+    [prompt] = load_prompts(tmp_path / "bare.parquet")
+    assert prompt.image is not None and np.array_equal(prompt.image, RED)
