@@ -53,7 +53,8 @@ class RewardJudge:
     * Pictures of objects: 1 if everything asked for is there, exactly, and nothing else is; ``graded`` is the
       partial credit that training sees.
     * ``text_rendering``: 1 if OCR reads exactly the texts asked for, and no other; ``similarity`` is graded.
-    * Questions: 1 if the answer is an accepted one after normalisation.
+    * Questions: 1 if the answer is an accepted one after normalisation; or what the reward says that the row's
+      column ``metric`` names (``choice``, ``number``, ``anls``, ``package.module:attr``, …).
 
     Args:
         detector: a detector, or where to import one from (``package.module:attr``).
@@ -78,6 +79,7 @@ class RewardJudge:
         }
         if reward is not None:
             self._specs[_OWN] = reward
+        self._timeout = timeout
         self._suites: dict[str, RewardSuite] = {}
 
     def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
@@ -87,11 +89,12 @@ class RewardJudge:
             DinaError: the detector cannot be loaded, or a reward timed out in three batches in a row.
         """
         verdicts = self._by_reward(samples) if _OWN in self._specs else {}
-        rules = {i: rule_of(sample.prompt) for i, sample in enumerate(samples) if i not in verdicts}
-        for rule in self._specs:
-            rows = [i for i, own in rules.items() if own == rule]
-            if rows:
-                verdicts |= dict(zip(rows, self._by_rule(rule, [samples[i] for i in rows]), strict=True))
+        rules: dict[str, list[int]] = {}
+        for i, sample in enumerate(samples):
+            if i not in verdicts:
+                rules.setdefault(rule_of(sample.prompt), []).append(i)
+        for rule, rows in rules.items():
+            verdicts |= dict(zip(rows, self._by_rule(rule, [samples[i] for i in rows]), strict=True))
         return [verdicts[i] for i in range(len(samples))]
 
     def close(self) -> None:
@@ -113,7 +116,7 @@ class RewardJudge:
         }
 
     def _score(self, rule: str, samples: Sequence[Sample]) -> list[_Scored]:
-        spec = self._specs[rule]
+        spec = self._specs.setdefault(rule, RewardSpec(rule, timeout=self._timeout))
         if rule not in self._suites:
             self._suites[rule] = RewardSuite([spec])
         scored = self._suites[rule].score(samples)
@@ -129,9 +132,9 @@ def _named(spec: RewardSpec) -> str:
 
 
 def rule_of(prompt: Prompt) -> str:
-    """Which rule decides a prompt's headline score: ``objects``, ``ocr`` or ``vqa``."""
+    """Which rule decides a prompt's headline score: ``objects``, ``ocr``, ``vqa``, or the ``metric`` of a question."""
     if prompt.task == "vqa":
-        return "vqa"
+        return str(prompt.columns.get("metric") or "vqa")
     columns = prompt.columns
     text_only = bool(columns.get("text")) and not columns.get("include")
     return "ocr" if prompt.tag == "text_rendering" or text_only else "objects"
@@ -158,7 +161,7 @@ def _verdict(rule: str, sample: Sample, score: float | None, parts: Parts, failu
     if score is None and sample.prompt.task == "t2i" and sample.image is None:
         return Verdict(0.0, reason="no picture was drawn")
     if score is None:
-        needs = {"objects": "`include`", "ocr": "`text`", "vqa": "`answer`"}[rule]
+        needs = {"objects": "`include`", "ocr": "`text`"}.get(rule, "`answer`")
         return Verdict(None, guards=guards, failure=failure or f"the prompt's row has no usable {needs}")
     reason = str(parts.get("reason") or "")
     if rule == "objects":

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from dina.rewards.protocol import LogExtra, log_parts
+from dina.rewards.registry import find_reward
 
 
 class AnswerReward(ABC):
     """A reward that compares the text of a completion with the row's accepted answers; the best one counts.
 
-    Columns: ``answer`` (a string, a number, or a list of accepted ones). ``None`` for a row without it, and for a
-    picture.
+    Columns: ``answer`` (a string, a number, or a list of accepted ones), ``metric`` (the reward that judges the row, as
+    recipes name it; may be left out). ``None`` for a row without an answer or with another metric, and for a picture.
 
     Args:
         tag: compare what stands in ``<tag>...</tag>`` of the completion, the last one if there are several; a
@@ -33,13 +34,17 @@ class AnswerReward(ABC):
         completions: Sequence[list[dict[str, Any]]],
         answer: Sequence[Any],
         log_extra: LogExtra | None = None,
+        metric: Sequence[str | None] | None = None,
         **_: Any,
     ) -> list[float | None]:
         scores: list[float | None] = []
         reasons: list[dict[str, Any] | None] = []
-        for completion, wanted in zip(completions, answer, strict=True):
+        for completion, wanted, name in zip(
+            completions, answer, metric or [None] * len(answer), strict=True
+        ):
             said = completion[0]["content"]
-            if wanted is None or not isinstance(said, str):
+            other = name is not None and find_reward(name) is not type(self)
+            if wanted is None or other or not isinstance(said, str):
                 scores.append(None)
                 reasons.append(None)
                 continue

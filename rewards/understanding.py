@@ -38,6 +38,7 @@ class ChoiceReward(AnswerReward):
         completions: Sequence[list[dict[str, Any]]],
         answer: Sequence[Any],
         log_extra: LogExtra | None = None,
+        metric: Sequence[str | None] | None = None,
         choices: Sequence[Sequence[Any] | None] | None = None,
         **_: Any,
     ) -> list[float | None]:
@@ -47,7 +48,7 @@ class ChoiceReward(AnswerReward):
             _Choice.of(right, options or ()) if is_text and right is not None else None
             for is_text, right, options in zip(written, answer, offered, strict=True)
         ]
-        return super().__call__(completions, rows, log_extra)
+        return super().__call__(completions, rows, log_extra, metric)
 
     def compare(self, said: str, wanted: Any) -> float:
         choice = wanted if isinstance(wanted, _Choice) else _Choice.of(wanted, ())

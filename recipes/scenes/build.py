@@ -18,12 +18,14 @@ import numpy as np
 
 from dina.errors import DinaError
 from dina.recipes.scenes.captions import DRAWING_TAGS
-from dina.recipes.scenes.descriptions import sample_description
+from dina.recipes.scenes.descriptions import sample_description, sample_request
 from dina.recipes.scenes.questions import KINDS
 from dina.recipes.scenes.splits import (
     PER_TAG,
     Row,
+    description_rows,
     held_out_captions,
+    held_out_described,
     held_out_scenes,
     prompt_rows,
     question_rows,
@@ -43,20 +45,22 @@ _PLAIN = {
     "color_attr": 1.4,
     "text_rendering": 1.4,
 }
-MIXTURES = {
-    "plain": _PLAIN,
-    "binding": _PLAIN | {"position": 4.0, "color_attr": 4.0, "description": 3.0},
-}
+_BINDING = _PLAIN | {"position": 4.0, "color_attr": 4.0, "description": 3.0}
+MIXTURES = {"plain": _PLAIN, "binding": _BINDING, "describing": _BINDING}
 """Weights of the captions in the SFT data. ``plain`` comes first: the harder tasks a bit more often. ``binding``
-is for a second stage: mostly what the first learns last, and dense captions."""
-QUESTION_SHARE = 0.3
+is for a second stage: mostly what the first learns last, and dense captions. ``describing`` has the same captions,
+beside questions most of which ask for a whole description."""
+QUESTION_SHARE = {"plain": 0.3, "binding": 0.3, "describing": 0.75}
+DESCRIPTION_SHARE = 0.7
+"""Of the questions in ``describing``."""
 _SHARD = 5000
 
 
 def prompt_files() -> dict[str, list[Row]]:
     """File name to rows of every committed prompt file."""
     files = {split: prompt_rows(split) for split in PER_TAG}
-    files |= {f"vqa_{split}": question_rows(split) for split in ("train", "dev", "test")}
+    for split in ("train", "dev", "test"):
+        files |= {f"vqa_{split}": question_rows(split), f"descriptions_{split}": description_rows(split)}
     return {f"{name}.jsonl": rows for name, rows in files.items()}
 
 
@@ -78,8 +82,9 @@ def _png(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _fresh(scene: Scene) -> bool:
-    return scene_key(scene) not in held_out_scenes()
+def _fresh(scene: Scene, mixture: str) -> bool:
+    key = scene_key(scene)
+    return key not in held_out_scenes() and (mixture != "describing" or key not in held_out_described())
 
 
 def _drawing(rng: np.random.Generator, mixture: str) -> tuple[Row, Scene]:
@@ -97,7 +102,10 @@ def _drawing(rng: np.random.Generator, mixture: str) -> tuple[Row, Scene]:
 
 
 def _question(rng: np.random.Generator, mixture: str) -> tuple[Row, Scene]:
-    question = tuple(KINDS.values())[int(rng.integers(len(KINDS)))](rng)
+    if mixture == "describing" and rng.random() < DESCRIPTION_SHARE:
+        question = sample_request(rng)
+    else:
+        question = tuple(KINDS.values())[int(rng.integers(len(KINDS)))](rng)
     row = {"task": "vqa", "tag": "vqa", "prompt": question.prompt, "answer": question.answer}
     return row, question.scene
 
@@ -112,9 +120,9 @@ def sft_rows(count: int, seed: int, start: int = 0, mixture: str = "plain") -> I
     """
     for i in range(start, start + count):
         rng = np.random.default_rng([seed, i])
-        make = _question if rng.random() < QUESTION_SHARE else _drawing
+        make = _question if rng.random() < QUESTION_SHARE[mixture] else _drawing
         row, scene = make(rng, mixture)
-        while not _fresh(scene):
+        while not _fresh(scene, mixture):
             row, scene = make(rng, mixture)
         picture = {"scene": json.dumps(scene_to_json(scene)), "grid": list(scene.grid)}
         yield row | picture | {"image": {"bytes": _png(render(scene)), "path": None}}

@@ -1,8 +1,10 @@
-"""Dense captions: every object of a scene, mostly with its colour and its place.
+"""Sentences that name every object of a scene, with its colour and its place.
 
-Short captions say little about which colour belongs to which shape, or where things are (at most one bit each), and
-a small model learns to ignore it. A dense caption of four objects says several times as much. They are for supervised
-training alone; no benchmark prompt is worded like them.
+As captions they are for supervised training alone: short ones say little about which colour belongs to which shape, or
+where things are (at most one bit each), and a small model learns to ignore it. A dense caption of four objects says
+several times as much. No benchmark prompt is worded like them.
+
+As answers they are the long task of understanding: a whole scene in reading order, with nothing left out.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import numpy as np
 
 from dina.recipes.scenes.captions import OPENINGS, Thing
 from dina.recipes.scenes.concepts import SEEN_COMBOS
+from dina.recipes.scenes.questions import Question
 from dina.recipes.scenes.world import Obj, Scene, sample_scene
 
 _COUNT_ODDS = (0.1, 0.3, 0.3, 0.3)
@@ -28,17 +31,47 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     """Names all objects in random order; colours and places are now and then left out, sizes mostly."""
     placed = rng.random() < 0.7
     phrases = [_phrase(scene.objects[i], scene, placed, rng) for i in rng.permutation(len(scene.objects))]
-    text = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
     opening = OPENINGS[int(rng.integers(len(OPENINGS)))] if rng.random() < 0.5 else "{}"
-    return opening.format(text)
+    return opening.format(_listed(phrases))
+
+
+REQUESTS = (
+    "describe every object with its color and place.",
+    "list all shapes with their colors and places.",
+    "which shapes are there, and where is each of them?",
+)
+"""The ways to ask for a whole description."""
+_REQUEST_ODDS = (0.3, 0.3, 0.4)
+
+
+def sample_request(rng: np.random.Generator) -> Question:
+    """A request to describe a scene of two to four objects in seen combinations."""
+    scene = sample_scene(rng, SEEN_COMBOS, count=2 + int(rng.choice(3, p=_REQUEST_ODDS)))
+    return Question(
+        "description", REQUESTS[int(rng.integers(len(REQUESTS)))], whole_description(scene), scene
+    )
+
+
+def whole_description(scene: Scene) -> str:
+    """All objects with colours and places, from the top left to the bottom right."""
+    ordered = sorted(scene.objects, key=lambda o: (_third(o.cy, scene.height), o.cx, o.cy))
+    phrases = [f"{Thing(o.shape, o.color).phrase} {place_of(o, scene)}" for o in ordered]
+    return _listed(phrases)
 
 
 def place_of(obj: Obj, scene: Scene) -> str:
     """Where an object lies by thirds of the picture: ``at the top left``, ``in the middle``, …"""
-    row = _ROWS[min(2, 3 * obj.cy // scene.height)]
-    column = _COLUMNS[min(2, 3 * obj.cx // scene.width)]
+    row, column = _ROWS[_third(obj.cy, scene.height)], _COLUMNS[_third(obj.cx, scene.width)]
     words = " ".join(word for word in (row, column) if word)
     return f"at the {words}" if words else "in the middle"
+
+
+def _third(at: int, extent: int) -> int:
+    return min(2, 3 * at // extent)
+
+
+def _listed(phrases: list[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
 def _phrase(obj: Obj, scene: Scene, placed: bool, rng: np.random.Generator) -> str:

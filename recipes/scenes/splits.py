@@ -6,7 +6,8 @@
   have too few concepts for that, there only the prompts differ.
 * SFT sees the concepts of all of these in other words, and never a prompt that is held out.
 * ``novel`` names combinations and words that no training picture shows.
-* The pictures of the dev and test questions are in no training data.
+* The pictures of the dev and test questions are in no training data, those of the descriptions in none that teaches
+  to describe.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from dina.recipes.scenes.captions import DETAILED, DRAWING_TAGS, Concept, concepts, text_concepts
 from dina.recipes.scenes.concepts import COMBOS, NOVEL_COMBOS, NOVEL_WORDS, SEED, SEEN_COMBOS, WORDS
+from dina.recipes.scenes.descriptions import sample_request
 from dina.recipes.scenes.questions import ANSWERS, KINDS, Question
 from dina.recipes.scenes.world import Scene, sample_canvas, scene_to_json
 
@@ -45,6 +47,8 @@ HELD_OUT = tuple(split for split in _DRAWN if split != "train")
 """The splits whose prompts no training ever sees."""
 PER_KIND = {"train": 200, "dev": 20, "test": 70}
 """Questions per kind and split."""
+DESCRIPTIONS = {"train": 300, "dev": 48, "test": 160}
+"""Requests for a whole description per split."""
 _UNPRACTISED = 0.25
 """Share of a tag's concepts that reinforcement learning never trains on."""
 
@@ -222,6 +226,45 @@ def question_rows(split: str) -> list[Row]:
             "grid": list(q.scene.grid),
         }
         for i, q in enumerate(_questions()[split])
+    ]
+
+
+@cache
+def _requests() -> dict[str, tuple[Question, ...]]:
+    """Requests for descriptions per split, each about a picture of its own."""
+    taken = set(held_out_scenes())
+    out: dict[str, tuple[Question, ...]] = {}
+    for split in ("test", "dev", "train"):
+        rng = _rng("descriptions", split)
+        mine: dict[str, Question] = {}
+        while len(mine) < DESCRIPTIONS[split]:
+            question = sample_request(rng)
+            if (key := scene_key(question.scene)) not in taken:
+                mine[key] = question
+                taken.add(key)
+        out[split] = tuple(mine.values())
+    return out
+
+
+@cache
+def held_out_described() -> frozenset[str]:
+    """Keys of the pictures that dev and test ask to describe; no data that teaches to describe may hold them."""
+    return frozenset(scene_key(q.scene) for split in ("dev", "test") for q in _requests()[split])
+
+
+def description_rows(split: str) -> list[Row]:
+    """The requests for descriptions of ``train``, ``dev`` or ``test`` as rows of a prompt file."""
+    return [
+        {
+            "id": f"{split}-description-{i:04d}",
+            "task": "vqa",
+            "tag": "description",
+            "prompt": q.prompt,
+            "answer": q.answer,
+            "metric": "dina.recipes.scenes.facts:FactsReward",
+            "scene": scene_to_json(q.scene),
+        }
+        for i, q in enumerate(_requests()[split])
     ]
 
 

@@ -190,3 +190,24 @@ def test_a_reward_of_ones_own_judges_what_it_applies_to_and_the_rules_the_rest()
 
 def test_the_arguments_of_a_reward_belong_to_the_label():
     assert RewardJudge(reward=RewardSpec("ocr", kwargs={"excess_cost": 0})).label == "ocr (excess_cost=0)"
+
+
+def test_a_question_is_judged_by_the_metric_of_its_row(judge):
+    def asked(metric, said, wanted):
+        sample = answer(said, wanted)
+        sample.prompt.columns["metric"] = metric
+        return sample
+
+    samples = [
+        asked("number", "it is 3.0", "3"),
+        asked("choice", "(B)", "b"),
+        asked("anls", "hello wurld", "hello world"),
+        asked(None, "it is 3.0", "3"),
+        asked("dina.recipes.scenes.facts:FactsReward", "a red star", "a red star at the top and a ring"),
+    ]
+    verdicts = judge.judge(samples)
+    assert [v.score for v in verdicts] == pytest.approx([1.0, 1.0, 10 / 11, 0.0, 4 / 6])
+    assert "wanted '3'" in verdicts[0].reason
+    assert verdicts[3].failure is None
+    with pytest.raises(DinaError, match="no reward 'chioce'.*did you mean 'choice'"):
+        judge.judge([asked("chioce", "B", "B")])

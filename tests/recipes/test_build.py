@@ -19,7 +19,11 @@ from dina.recipes.scenes.build import (
     write_prompts,
     write_sft,
 )
-from dina.recipes.scenes.world import render_json
+from dina.recipes.scenes.descriptions import REQUESTS
+from dina.recipes.scenes.facts import FactsReward, facts_f1, read_claims
+from dina.recipes.scenes.splits import held_out_described, held_out_scenes, scene_key
+from dina.recipes.scenes.world import render_json, scene_from_json
+from dina.rewards.registry import find_reward
 
 
 def test_committed_prompt_files_are_what_the_builder_writes(tmp_path):
@@ -29,14 +33,21 @@ def test_committed_prompt_files_are_what_the_builder_writes(tmp_path):
     assert written.keys() == committed.keys()
     for name, data in written.items():
         assert data == committed[name], f"{name} differs: run python -m dina.recipes.scenes.build"
-    assert sum(map(len, written.values())) < 1.5e6
+    assert sum(map(len, written.values())) < 1.8e6
 
 
 def test_rows_have_the_columns_that_rewards_need():
     for name, rows in prompt_files().items():
         assert len({row["id"] for row in rows}) == len(rows)
         for row in rows:
-            assert row["task"] == ("vqa" if name.startswith("vqa") else "t2i")
+            assert row["task"] == ("vqa" if name.startswith(("vqa", "descriptions")) else "t2i")
+            if row["tag"] == "description":
+                assert (
+                    facts_f1(row["answer"], row["answer"]) == 1.0
+                    and find_reward(row["metric"]) is FactsReward
+                )
+                assert len(read_claims(row["answer"])) == len(row["scene"]["objects"])
+                continue
             height, width = row["grid"]
             if row["task"] == "vqa":
                 assert render_json(row["scene"]).shape == (8 * height, 8 * width, 3)
@@ -70,11 +81,20 @@ def test_sft_data_load_as_a_dataset(tmp_path):
         write_sft(tmp_path / "sft", 1, seed=1)
 
 
+def test_the_stage_that_teaches_to_describe_shows_no_held_out_picture():
+    rows = list(sft_rows(300, seed=5, mixture="describing"))
+    asked = [row for row in rows if row["task"] == "vqa"]
+    described = [row for row in asked if row["prompt"] in REQUESTS]
+    assert 0.6 < len(asked) / len(rows) < 0.9 and 0.55 < len(described) / len(asked) < 0.85
+    shown = {scene_key(scene_from_json(json.loads(row["scene"]))) for row in rows}
+    assert shown.isdisjoint(held_out_described() | held_out_scenes())
+
+
 def test_corpus_holds_the_words_of_the_prompts_and_no_capitals():
     pieces = list(corpus())
     assert not any(letter.isupper() for piece in pieces for letter in piece)
     known = {word for piece in pieces for word in piece.split()}
-    for rows in prompt_files().values():
-        for row in rows:
+    for name, rows in prompt_files().items():
+        for row in rows if not name.startswith("descriptions") else ():
             lower = [word for word in row["prompt"].split() if word.islower()]
             assert set(lower) <= known

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dina.errors import DinaError
+from dina.rewards.batch import RewardSample
 from dina.rewards.protocol import RewardSpec
 from dina.rewards.registry import build_reward
 from dina.rewards.suite import RewardSuite
@@ -16,6 +17,7 @@ from dina.rewards.understanding import (
     last_number,
 )
 from dina.rewards.vqa import ExactMatchReward
+from dina.rollout.protocol import Prompt
 from tests.rewards.samples import answer, picture
 
 SHAPES = ["red star", "blue star", "circle"]
@@ -151,3 +153,23 @@ def test_in_a_suite_they_apply_to_answers_alone():
     # A letter is no number and a number is no letter: wrong data is a failure with a reason, not a zero.
     assert {(f.reward, f.sample_index) for f in result.failures} == {("number", 0), ("choice", 2)}
     assert "'B' is no number" in next(f.reason for f in result.failures if f.reward == "number")
+
+
+def test_rewards_share_a_data_set_by_the_metric_that_each_row_names() -> None:
+    specs = [RewardSpec("vqa"), RewardSpec("number"), RewardSpec("choice")]
+    rows = [("vqa", "three", "3"), ("number", "about 3", "3"), ("choice", "B", "B"), (None, "3", "3")]
+    samples = [
+        RewardSample(
+            Prompt(str(i), "?", "vqa", columns={"answer": answer, **({"metric": metric} if metric else {})}),
+            text=said,
+        )
+        for i, (metric, said, answer) in enumerate(rows)
+    ]
+    suite = RewardSuite(specs[:2])
+    scored = suite.score(samples[:2])
+    suite.close()
+    assert scored.per_reward == {"vqa": [1.0, None], "number": [None, 1.0]}
+    suite = RewardSuite(specs[::2])
+    scored = suite.score([samples[0], samples[2]])
+    suite.close()
+    assert scored.per_reward == {"vqa": [1.0, None], "choice": [None, 1.0]}
