@@ -11,10 +11,10 @@ from dina.errors import advice
 from dina.policies.advantages import ScaleRewards
 from dina.policies.corrections import CorrectionMode
 from dina.policies.losses import LossType
-from dina.rewards.registry import available_rewards
+from dina.rl.alerts_config import AlertConfig
 from dina.rl.cluster_config import LoopConfig, RayConfig
-from dina.rl.section import Section
 from dina.rl.reward_config import RewardConfig
+from dina.rl.section import Section
 
 Difficulty = Literal["easy", "medium", "hard"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -90,6 +90,9 @@ class DataConfig(Section):
         pattern=r"^[\w.]+:[\w.]+$",
         description="module:attr that sees objects in evaluated pictures",
     )
+    eval_reward: RewardConfig | None = Field(
+        None, description="a reward that judges the evaluated samples instead of the built-in rules"
+    )
     max_prompt_length: int | None = Field(
         None, ge=1, description="longest prompt in tokens; longer is an error"
     )
@@ -97,9 +100,6 @@ class DataConfig(Section):
 
 class RolloutConfig(Section):
     engine: Literal["auto", "vllm", "torch"] = Field(
-    eval_reward: RewardConfig | None = Field(
-        None, description="a reward that judges the evaluated samples instead of the built-in rules"
-    )
         "auto", description="what draws the samples; auto: vllm where dina train can use it, else torch"
     )
     batch_size: int = Field(64, ge=1, description="samples that are drawn at once")
