@@ -11,7 +11,6 @@ from dina.errors import advice
 from dina.policies.advantages import ScaleRewards
 from dina.policies.corrections import CorrectionMode
 from dina.policies.losses import LossType
-from dina.rl.alerts_config import AlertConfig
 from dina.rl.cluster_config import LoopConfig, RayConfig
 from dina.rl.reward_config import RewardConfig
 from dina.rl.section import Section
