@@ -63,10 +63,10 @@ class DataConfig(Section):
         min_length=1, description="prompt file or files: JSONL, Parquet or picture folder"
     )
     tags: list[str] | None = Field(None, min_length=1, description="train on prompts with these tags only")
-    sampling: Literal["shuffle", "balanced"] | dict[str, Annotated[int, Field(ge=1)]] = Field(
+    sampling: Literal["shuffle", "balanced", "text_buckets"] | dict[str, Annotated[int, Field(ge=1)]] = Field(
         "shuffle",
-        description="shuffle: every prompt once per epoch; balanced: the tags in turn; {tag: n, …}: n prompts of "
-        "each tag per round",
+        description="shuffle: every prompt once per epoch; balanced: the tags in turn; text_buckets: likewise, "
+        "and within a tag the numbers and lengths of its texts in turn; {tag: n, …}: n prompts of each tag per round",
     )
     difficulty: dict[Difficulty, Annotated[int, Field(ge=0)]] | None = Field(
         None,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dina.errors import DinaError, advice
 from dina.rewards.registry import load_object
+from dina.rewards.texts import TextBucket, text_bucket
 from dina.rl.config import Difficulty
 from dina.rl.prompt_files import Row, read_rows
 from dina.rl.recipe_errors import explain
@@ -238,8 +239,10 @@ class PromptOrder:
 
     Args:
         sampling: ``shuffle`` takes every prompt once per epoch, each epoch in another order; ``balanced`` takes
-            the tags in turn, and within a tag every prompt once before any twice; a mapping of tags to weights
-            takes so many prompts of each tag per round.
+            the tags in turn, and within a tag every prompt once before any twice; ``text_buckets`` likewise, and
+            within a tag the buckets of its prompts' texts in turn, by how many and how long they are (see
+            :func:`dina.rewards.texts.text_bucket`); a mapping of tags to weights takes so many prompts of each tag per
+            round.
         difficulty: so many prompts of each band (``easy``, ``medium``, ``hard``; see ``difficulty_of``) per round,
             within each tag whose prompts have a pass rate. ``None``: as they come.
 
@@ -252,7 +255,7 @@ class PromptOrder:
         self,
         prompts: Sequence[Prompt],
         seed: int,
-        sampling: Literal["shuffle", "balanced"] | Mapping[str, int] = "shuffle",
+        sampling: Literal["shuffle", "balanced", "text_buckets"] | Mapping[str, int] = "shuffle",
         difficulty: Mapping[Difficulty, int] | None = None,
     ) -> None:
         if not prompts:
@@ -269,9 +272,12 @@ class PromptOrder:
                 f"{', '.join(sorted(groups))}; weigh each of them (data.tags leaves tags out)"
             )
         tags = sorted(groups)
-        parts = [_by_difficulty(groups[tag], seed, difficulty) for tag in tags]
+        part_of = _by_texts if sampling == "text_buckets" else _by_difficulty
+        parts = [part_of(groups[tag], seed, difficulty) for tag in tags]
         self._rounds = _Rounds(parts, [weights[tag] for tag in tags])
         ids = "\0".join(prompt.id for tag in tags for prompt in groups[tag])
+        if sampling == "text_buckets":
+            ids += "".join(f"\0{_bucket(p)}" for tag in tags for p in groups[tag])
         if difficulty is not None:
             ids += "".join(f"\0{p.columns.get(PASS_RATE)}" for tag in tags for p in groups[tag])
         self._fingerprint = hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()
@@ -325,6 +331,20 @@ class _Rounds:
         turn, slot = divmod(index, len(self.round))
         which = self.round[slot]
         return self.parts[which].at(turn * self.round.count(which) + self.round[:slot].count(which))
+
+
+def _by_texts(
+    prompts: Sequence[Prompt], seed: int, weights: Mapping[Difficulty, int] | None
+) -> _Shuffled | _Rounds:
+    buckets: dict[TextBucket, list[Prompt]] = {}
+    for prompt in prompts:
+        buckets.setdefault(_bucket(prompt), []).append(prompt)
+    parts = [_by_difficulty(buckets[bucket], seed, weights) for bucket in sorted(buckets)]
+    return _Rounds(parts, [1] * len(parts))
+
+
+def _bucket(prompt: Prompt) -> TextBucket:
+    return text_bucket(prompt.text, prompt.columns.get("text"))
 
 
 def _by_difficulty(

@@ -258,6 +258,40 @@ def test_the_seed_changes_the_order_and_other_prompts_are_refused() -> None:
         PromptOrder([], 0)
 
 
+def texts(first: int, *words: list[str]) -> list[Prompt]:
+    return [
+        Prompt(f"t{first + i}", "a sign", columns={"tag": "text", "text": drawn})
+        for i, drawn in enumerate(words)
+    ]
+
+
+def test_text_buckets_take_numbers_and_lengths_of_texts_in_turn() -> None:
+    one, long, two = (
+        texts(0, *[["CAT"]] * 6),
+        texts(10, ["A LONG SENTENCE"]),
+        texts(20, ["A", "B"], ["C", "D"]),
+    )
+    quoted = Prompt("q", 'a sign that says "DOG"', columns={"tag": "text"})
+    plain = Prompt("p", "a star", columns={"tag": "shape"})
+    prompts = [*one, *long, *two, quoted, plain]
+    order = PromptOrder(prompts, seed=0, sampling="text_buckets")
+    taken = order.take(6 * 14)
+    assert [prompt.tag for prompt in taken[:4]] == ["shape", "text"] * 2
+    short = [p.id for p in taken if p in [*one, quoted]]
+    counts = Counter(p.id for p in taken)
+    # A third of the texts each, however many prompts a bucket has; within one, every prompt as often.
+    assert counts["t10"] == counts["t20"] + counts["t21"] == len(short) == 14
+    assert counts["p"] == 42 and set(Counter(short).values()) == {2}
+
+
+def test_a_changed_text_is_noticed_where_it_decides_the_order() -> None:
+    before, after = texts(0, ["CAT"], ["DOG"]), texts(0, ["CAT"], ["A LONG SENTENCE"])
+    PromptOrder(after, 0).load_state_dict(PromptOrder(before, 0).state_dict())
+    state = PromptOrder(before, 0, "text_buckets").state_dict()
+    with pytest.raises(DinaError, match="have changed"):
+        PromptOrder(after, 0, "text_buckets").load_state_dict(state)
+
+
 def rated(count: int, rate: float, start: int = 0) -> list[Prompt]:
     return [Prompt(f"{start + i}", "?", columns={"tag": "q", "pass_rate": rate}) for i in range(count)]
 
