@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test lint format docs clean
 
 help:
 	@echo "make quickstart   set up .venv if needed, then train the small model and report what improved"
 	@echo "make test         set up .venv if needed, then run the tests"
 	@echo "make lint         ruff (lint and format), mypy and the import directions"
 	@echo "make format       let ruff mend what it can"
+	@echo "make docs         write docs/metrics.md from the table of metrics"
 	@echo "make setup        only set up .venv"
 	@echo "make clean        remove .venv and caches"
 
@@ -53,6 +54,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python -m dina.eval.metric_table docs/metrics.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,4 +1,4 @@
-"""Charts as HTML and inline SVG, without a library: lines with bands, and bars with intervals.
+"""Charts as HTML and inline SVG, without a library: lines with bands, heat maps, and bars with intervals.
 
 Marks are drawn in an SVG that stretches with the page; words and numbers are HTML beside it, so they keep
 their size on a phone. Colours are CSS variables of the report's style sheet.
@@ -16,6 +16,7 @@ from markupsafe import Markup
 from dina.eval.statistics import Interval
 
 SIZE = 1000  # units of the stretched drawing area, in both directions
+X_LABEL = "training step"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def line_chart(
     log: bool = False,
     zero: bool = False,
     top: float | None = None,
-    x_label: str = "training step",
+    limits: tuple[float | None, float | None] = (None, None),
+    marks: Sequence[float] = (),
+    x_label: str = X_LABEL,
 ) -> Markup:
     """A figure with title, legend, axes and a read-out under the pointer; empty where no line has a value.
 
@@ -67,40 +70,99 @@ def line_chart(
         log: logarithmic vertical axis; values at or below 0 lie on its lower edge.
         zero: the vertical axis includes 0.
         top: the vertical axis includes this value.
+        limits: ends of the healthy range, drawn where the axis reaches them.
+        marks: places on the horizontal axis to point at.
     """
     lines = [line for line in lines if any(map(math.isfinite, line.y))]
     if not lines:
         return Markup("")
     xs = sorted({x for line in lines for x in line.x})
-    across = _Scale(xs[0], xs[-1]) if xs[-1] > xs[0] else _Scale(xs[0] - 1, xs[0] + 1)
+    across = _across(xs)
     up, ticks = _vertical(lines, log, zero, top)
     drawing = Markup("").join(
         [
             _grid(up, ticks),
+            *(_level_line(up, limit) for limit in limits if limit is not None),
+            *(_upright(across, mark) for mark in marks if xs[0] <= mark <= xs[-1]),
             *(_band(line, across, up) for line in lines),
             *(_path(line, across, up) for line in lines),
         ]
     )
-    label = f"{title}: {', '.join(line.name for line in lines)} against {x_label}"
-    return Markup(
-        '<figure class="chart" data-chart="{data}">{head}{legend}<div class="plot">'
-        '<div class="y-axis" aria-hidden="true">{y_axis}</div>'
-        '<div class="area"><svg viewBox="0 0 {size} {size}" preserveAspectRatio="none" role="img" '
-        'aria-label="{label}">{drawing}</svg><div class="rule" hidden></div><div class="tip" hidden></div></div>'
-        '<div class="x-axis" aria-hidden="true">{x_axis}</div></div></figure>'
-    ).format(
-        data=json.dumps(_hover(lines, xs, across, percent, x_label)),
+    return _figure(
         head=_head(title, unit, note),
-        legend=_legend(lines) if len(lines) > 1 or lines[0].faint else "",
-        y_axis=Markup("").join(
-            Markup('<span style="bottom:{:.2f}%">{}</span>').format(up.place(t) / 10, _number(t, percent))
-            for t in ticks
-        ),
-        size=SIZE,
-        label=label,
+        legend=_legend(lines) if len(lines) > 1 or lines[0].faint else Markup(""),
+        label=f"{title}: {', '.join(line.name for line in lines)} against {x_label}",
+        data=_hover(lines, xs, across, percent, x_label),
         drawing=drawing,
+        y_labels=[
+            (up.place(t) / 10, text) for t, text in zip(ticks, _tick_texts(ticks, percent), strict=True)
+        ],
         x_axis=_x_axis(xs, across, x_label),
     )
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[Line],
+    *,
+    unit: str = "",
+    note: str = "",
+    x_label: str = X_LABEL,
+) -> Markup:
+    """A figure of shares in 0..1, one band per row from the bottom up, darker where the share is larger.
+
+    Args:
+        rows: all with the same ``x``; the colour and the rest of a line are not used.
+    """
+    if not rows or not rows[0].x:
+        return Markup("")
+    xs = list(rows[0].x)
+    edges, height = _edges(xs), SIZE / len(rows)
+    across = _Scale(edges[0], edges[-1])
+    cells = [
+        Markup('<rect x="{:.1f}" width="{:.1f}" y="{:.1f}" height="{:.1f}" style="opacity:{:.3f}"/>').format(
+            across.place(edges[column]),
+            across.place(edges[column + 1]) - across.place(edges[column]),
+            SIZE - (number + 1) * height,
+            height,
+            math.sqrt(min(value, 1.0)),
+        )
+        for number, row in enumerate(rows)
+        for column, value in enumerate(row.y)
+        if value > 0
+    ]
+    return _figure(
+        head=_head(title, unit, note),
+        legend=Markup(""),
+        label=f"{title}: {', '.join(row.name for row in rows)} against {x_label}",
+        data=_hover([row for row in reversed(rows)], xs, across, True, x_label),
+        drawing=Markup('<g class="heat">{}</g>').format(Markup("").join(cells)),
+        y_labels=[((number + 0.5) * height / 10, row.name) for number, row in enumerate(rows)],
+        x_axis=_x_axis(xs, across, x_label),
+    )
+
+
+def stacked_bar(parts: Sequence[tuple[str, float, str]], unit: str = "s") -> Markup:
+    """One bar of (name, size, CSS colour) parts with a legend that has their sizes and shares."""
+    parts = [(name, size, color) for name, size, color in parts if size > 0]
+    total = sum(size for _, size, _ in parts)
+    if not total:
+        return Markup("")
+    pieces = Markup("").join(
+        Markup('<span style="flex-grow:{:.4f};background:{}" title="{}"></span>').format(
+            size / total, color, name
+        )
+        for name, size, color in parts
+    )
+    items = Markup("").join(
+        Markup('<li><span class="swatch" style="background:{}"></span>{} <b>{} {}</b> {:.0f} %</li>').format(
+            color, name, _number(size, False), unit, 100 * size / total
+        )
+        for name, size, color in parts
+    )
+    return Markup(
+        '<div class="stack"><div class="stack-bar">{}</div><ul class="legend">{}</ul></div>'
+    ).format(pieces, items)
 
 
 def interval_bars(rows: Sequence[tuple[str, Sequence[Bar]]], top: float = 1.0) -> Markup:
@@ -137,6 +199,36 @@ def difference_track(score: Interval, reach: float) -> Markup:
     ).format(state=state, low=place(score.low), high=place(score.high), mean=place(score.mean))
 
 
+def _figure(
+    *,
+    head: Markup,
+    legend: Markup,
+    label: str,
+    data: dict[str, object],
+    drawing: Markup,
+    y_labels: Sequence[tuple[float, str]],
+    x_axis: Markup,
+) -> Markup:
+    return Markup(
+        '<figure class="chart" data-chart="{data}">{head}{legend}<div class="plot">'
+        '<div class="y-axis" aria-hidden="true">{y_axis}</div>'
+        '<div class="area"><svg viewBox="0 0 {size} {size}" preserveAspectRatio="none" role="img" '
+        'aria-label="{label}">{drawing}</svg><div class="rule" hidden></div><div class="tip" hidden></div></div>'
+        '<div class="x-axis" aria-hidden="true">{x_axis}</div></div></figure>'
+    ).format(
+        data=json.dumps(data),
+        head=head,
+        legend=legend,
+        y_axis=Markup("").join(
+            Markup('<span style="bottom:{:.2f}%">{}</span>').format(place, text) for place, text in y_labels
+        ),
+        size=SIZE,
+        label=label,
+        drawing=drawing,
+        x_axis=x_axis,
+    )
+
+
 class _Scale:
     """Maps [low, high] to 0..SIZE, linearly or in the logarithm."""
 
@@ -152,6 +244,18 @@ class _Scale:
         else:
             share = (value - self.low) / (self.high - self.low)
         return SIZE * share
+
+
+def _across(xs: Sequence[float]) -> _Scale:
+    return _Scale(xs[0], xs[-1]) if xs[-1] > xs[0] else _Scale(xs[0] - 1, xs[0] + 1)
+
+
+def _edges(xs: Sequence[float]) -> list[float]:
+    """Where the columns around ``xs`` begin and end: halfway to their neighbours."""
+    if len(xs) == 1:
+        return [xs[0] - 0.5, xs[0] + 0.5]
+    middles = [(a + b) / 2 for a, b in zip(xs, xs[1:], strict=False)]
+    return [2 * xs[0] - middles[0], *middles, 2 * xs[-1] - middles[-1]]
 
 
 def _vertical(lines: Sequence[Line], log: bool, zero: bool, top: float | None) -> tuple[_Scale, list[float]]:
@@ -193,6 +297,20 @@ def _grid(up: _Scale, ticks: Sequence[float]) -> Markup:
             s=SIZE, y=SIZE - up.place(t)
         )
         for t in ticks
+    )
+
+
+def _level_line(up: _Scale, limit: float) -> Markup:
+    if not up.low <= limit <= up.high:
+        return Markup("")
+    return Markup('<line class="limit" x1="0" x2="{s}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
+        s=SIZE, y=SIZE - up.place(limit)
+    )
+
+
+def _upright(across: _Scale, mark: float) -> Markup:
+    return Markup('<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{s}"/>').format(
+        x=across.place(mark), s=SIZE
     )
 
 
@@ -301,6 +419,16 @@ def _bar(bar: Bar, top: float) -> Markup:
         high=high,
         short=f"{100 * score.mean:.1f}",
     )
+
+
+def _tick_texts(ticks: Sequence[float], percent: bool) -> list[str]:
+    """With as many digits as tell them apart."""
+    texts = [_number(tick, percent) for tick in ticks]
+    digits = 5
+    while len(set(texts)) < len(texts) and digits < 12:
+        texts = [f"{100 * t:.{digits}g} %" if percent else f"{t:.{digits}g}" for t in ticks]
+        digits += 1
+    return [text.replace("-", "−") for text in texts]
 
 
 def _number(value: float, percent: bool) -> str:

@@ -1,25 +1,201 @@
-"""The curves of a run: which metrics belong together, what they count, and how to read them."""
+"""The curves of a run: which metrics share a panel. Their words and healthy ranges are those of the metric table."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, Protocol
 
 from markupsafe import Markup
 
-from dina.eval.charts import Line, line_chart
-from dina.eval.runs import Run, running_mean
+from dina.eval.charts import Line, heat_map, line_chart
+from dina.eval.metric_table import Metric, MetricSection, find, named, row, sections
+from dina.eval.runs import Curve, running_mean
 
 PALETTE = 6
 LEVELS = 8
-_RESERVED = ("mean", "std", "applied", "fail_rate", "seconds")
+MOST_LINES = 12
+
+
+class Curves(Protocol):
+    """Where panels take their numbers from: a run that was read whole, or one that is read as it grows."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def held_out(self) -> frozenset[str]:
+        """Names of the rewards that are watched and not trained on."""
+        ...
+
+    def curve(self, name: str) -> Curve: ...
 
 
 @dataclass(frozen=True)
-class Section:
+class Panel:
+    """One chart.
+
+    Attributes:
+        metrics: rows of the metric table; the first one's words, unit and healthy range are the panel's.
+        note: one sentence under the title.
+        log, zero, top: of the vertical axis, see ``line_chart``.
+        kind: ``lines``; ``reward`` has the mean of a few steps and the deviation as a band; ``heat`` is a heat
+            map with a row per name; ``each`` is a chart per name.
+        rewards: take the rewards that are trained on, or the held-out ones, alone.
+        shares: leave out names that go beyond 1, which would press the others flat.
+        absent: why it may have nothing to show.
+    """
+
+    title: str
+    metrics: tuple[str, ...]
+    note: str = ""
+    log: bool = False
+    zero: bool = False
+    top: float | None = None
+    kind: Literal["lines", "reward", "heat", "each"] = "lines"
+    rewards: Literal["all", "trained", "held_out"] = "all"
+    shares: bool = False
+    absent: str = ""
+
+    @property
+    def row(self) -> Metric:
+        return row(self.metrics[0])
+
+    def names(self, curves: Curves) -> list[str]:
+        """The names of a run that belong here."""
+        found = [name for pattern in self.metrics for name in named(pattern, curves.names)]
+        if self.rewards != "all":
+            held_out = self.rewards == "held_out"
+            found = [name for name in found if (name.split("/")[1] in curves.held_out) == held_out]
+        if self.shares:
+            found = [name for name in found if not any(value > 1 for value in curves.curve(name).y)]
+        return found[:MOST_LINES]
+
+
+PANELS: dict[str, tuple[Panel, ...]] = {
+    "learning": (
+        Panel("Reward", ("reward",), kind="reward"),
+        Panel("Reward by task", ("task/<task>/reward",)),
+        Panel("Held-out scores during the run", ("eval/overall", "eval/<tag>"), absent="data.eval_steps is 0"),
+        Panel("Reward by source", ("rewards/<reward>/mean",), rewards="trained"),
+        Panel(
+            "Held-out rewards",
+            ("rewards/<reward>/mean",),
+            note="Logged and never trained on: if they fall while the others rise, the reward is being gamed.",
+            rewards="held_out",
+            absent="no reward of the recipe is held out",
+        ),
+        Panel("Parts of the rewards", ("rewards/<reward>/<part>",), shares=True),
+        Panel("Sequences kept", ("filter/kept",), top=1.0),
+        Panel(
+            "Groups without signal, failed scores",
+            ("frac_reward_zero_std", "rewards/<reward>/fail_rate"),
+            note="Groups whose samples all have one reward teach nothing; failed scores are never counted as zero.",
+            zero=True,
+        ),
+        Panel("Groups replaced", ("refill/replaced", "refill/left", "refill/drawn"), zero=True),
+    ),
+    "gaming": (Panel("Guards", tuple(f"guards/{name}" for name in (
+        "dark_share", "edge_density", "color_entropy", "jpeg_size", "unique_ratio", "diversity", "excess_objects",
+        "excess_text",
+    )), kind="each"),),
+    "completions": (
+        Panel(
+            "Completion length",
+            ("completions/mean_length", "completions/min_length", "completions/max_length"),
+        ),
+        Panel("Completion length by task", ("task/<task>/mean_length",)),
+        Panel("Cut samples", ("completions/clipped_ratio",), zero=True),
+    ),
+    "entropy": (
+        Panel("Entropy by level", ("level_<level>/entropy", "text/entropy"), zero=True),
+        Panel("Entropy, all actions", ("entropy",), zero=True),
+        Panel("Entropy by task", ("task/<task>/entropy",), zero=True),
+        Panel(
+            "Entropy of the sequences",
+            ("sequence_entropy/mean", "sequence_entropy/max", "sequence_entropy/std"),
+            note="What the entropy filter compares.",
+            zero=True,
+        ),
+    ),
+    "mismatch": (
+        Panel("Largest |Δp|", ("mismatch/max_prob_diff", "mismatch/mean_prob_diff"), log=True),
+        Panel(
+            "Distribution of |Δp|",
+            ("mismatch/hist/<decade>",),
+            note="Each sequence by its worst action; darker where more sequences are.",
+            kind="heat",
+        ),
+        Panel("Sequences over a threshold", ("mismatch/frac_over_<threshold>", "mismatch/frac_non_finite"), zero=True),
+        Panel(
+            "Difference of log-probabilities by level", ("level_<level>/logp_diff", "text/logp_diff"), zero=True
+        ),
+        Panel(
+            "Importance weights",
+            tuple(f"sampling/importance_sampling_ratio/{name}" for name in ("mean", "min", "max")),
+        ),
+        Panel(
+            "Effective sample size",
+            (
+                "sampling/importance_sampling_ratio/effective_sample_size",
+                "sampling/importance_sampling_ratio/frac_outside",
+            ),
+            zero=True,
+            top=1.0,
+        ),
+        Panel(
+            "Probe after a weight sync",
+            ("probe/mean_logp_diff", "probe/max_logp_diff"),
+            log=True,
+            absent="in one process the sampler computes with the learner's weights",
+        ),
+    ),
+    "filters": (
+        Panel("Sequences dropped, by reason", ("filter/<filter>/dropped", "mismatch/frac_non_finite"), zero=True),
+        Panel("Sequences kept by task", ("task/<task>/kept",), top=1.0),
+        Panel(
+            "Reward of kept and dropped sequences", ("filter/<filter>/reward_kept", "filter/<filter>/reward_dropped")
+        ),
+    ),
+    "update": (
+        Panel("Gradient norm", ("grad_norm",), log=True),
+        Panel("Clipped actions", ("clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean"), zero=True),
+        Panel("Clipped actions by level", ("level_<level>/clip_ratio", "text/clip_ratio"), zero=True),
+        Panel("Ratio to the step's start", ("ratio/mean", "ratio/max")),
+        Panel(
+            "KL to the reference",
+            ("kl", "level_<level>/kl", "text/kl"),
+            zero=True,
+            absent="algorithm.beta is 0, so there is no reference",
+        ),
+        Panel("Updates", ("updates/taken", "updates/skipped"), zero=True),
+        Panel("Loss", ("policy_loss",)),
+        Panel("Learning rate", ("learning_rate",)),
+    ),
+    "time": (
+        Panel("Seconds per step", ("step_time", "timing_s/<phase>"), zero=True),
+        Panel("Seconds of each reward", ("rewards/<reward>/seconds",), zero=True),
+        Panel("Tokens per step", ("num_tokens",)),
+    ),
+    "queue": (
+        Panel("Staleness", ("staleness/mean", "staleness/max"), zero=True),
+        Panel("Workers replaced", ("faults/<kind>",), zero=True, absent="there are no workers in one process"),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A panel with its chart; ``row`` has the words."""
+
+    title: str
+    row: Metric
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class DrawnSection:
     """Charts that answer one question."""
 
     title: str
@@ -27,214 +203,107 @@ class Section:
     charts: list[Markup]
 
 
-def run_sections(run: Run) -> list[Section]:
-    """All sections that have at least one curve."""
-    sections = [
-        Section(
-            "Is it learning?",
-            "Rewards are those of prompts that were being trained on; scores on held-out prompts are the evidence.",
-            [_evaluation(run), _reward(run), _reward_means(run), _reward_parts(run), _signal(run)],
-        ),
-        Section(
-            "Does the policy stay open?",
-            "Entropy by channel: a level that falls to zero has stopped exploring, one that climbs is coming apart.",
-            [_by_level(run, "entropy", "Entropy by level", "nats"), _overall_entropy(run), _kl(run)],
-        ),
-        Section(
-            "Is the update sane?",
-            "Size of the steps, and how often the clip held them back.",
-            [
-                _plain(run, "Gradient norm", ["grad_norm"], log=True),
-                _by_level(run, "clip_ratio", "Clipped actions by level", "share of actions", percent=True),
-                _plain(run, "Loss", ["loss", "policy_loss"]),
-                _plain(run, "Learning rate", ["learning_rate"]),
-            ],
-        ),
-        Section(
-            "Do sampler and trainer agree?",
-            "Difference of both sides' probability of the same action at the same weights.",
-            [
-                _mismatch(run),
-                _over(run),
-                _by_level(run, "logp_diff", "Difference of log-probabilities by level", "nats"),
-            ],
-        ),
-        Section(
-            "What did the filters drop?",
-            "Share of sequences that entered the update, and the reward of those that did not.",
-            [_kept(run), _dropped_reward(run)],
-        ),
-        Section(
-            "Is the reward being gamed?",
-            "Statistics of the drawn pictures that no reward looks at.",
-            _guards(run),
-        ),
-        Section(
-            "Where does the time go?",
-            "",
-            [
-                _plain(run, "Seconds per step", _names(run, r"step_time|timing_s/.+"), unit="s", zero=True),
-                _plain(
-                    run, "Completion length", _names(run, r"completions/(mean|min|max)_length"), unit="tokens"
-                ),
-            ],
-        ),
-    ]
-    kept = [Section(s.title, s.intro, [chart for chart in s.charts if chart]) for s in sections]
-    return [section for section in kept if section.charts]
+def run_sections(curves: Curves) -> list[DrawnSection]:
+    """All sections of the report that have at least one curve."""
+    drawn = []
+    for section in sections():
+        charts = [panel.chart for panel in draw_section(section, curves)]
+        if charts:
+            drawn.append(DrawnSection(section.title, section.intro, charts))
+    return drawn
 
 
-def level_color(level: int) -> str:
-    return f"var(--level-{level % LEVELS})"
+def draw_section(section: MetricSection, curves: Curves, marks: Marks = lambda names: ()) -> list[Drawn]:
+    """The panels of a section that have something to show.
+
+    Args:
+        marks: steps to point at in a chart of these names.
+    """
+    return [drawn for panel in PANELS[section.key] for drawn in _draw(panel, curves, marks)]
 
 
-def series_color(index: int) -> str:
-    return f"var(--series-{index % PALETTE})"
+def missing(section: MetricSection, curves: Curves) -> list[tuple[str, str]]:
+    """(title, why) of panels that have nothing to show for a reason."""
+    return [(p.title, p.absent) for p in PANELS[section.key] if p.absent and not p.names(curves)]
 
 
-def _names(run: Run, pattern: str) -> list[str]:
-    return [name for name in run.names if re.fullmatch(pattern, name)]
+Marks = Callable[[Sequence[str]], Sequence[float]]
 
 
-def _evaluation(run: Run) -> Markup:
-    names = ["eval/overall", "eval/text_rendering", "eval/vqa"]
-    return _plain(run, "Held-out scores during the run", names, rename=_last, percent=True)
+def _draw(panel: Panel, curves: Curves, marks: Marks) -> list[Drawn]:
+    names = panel.names(curves)
+    if panel.kind == "each":
+        drawn = []
+        for name in names:
+            row = find(name)
+            assert row is not None
+            title = row.title(name).capitalize()
+            drawn.append(Drawn(title, row, _lines(panel, row, title, [name], curves, marks)))
+    elif panel.kind == "reward":
+        drawn = [Drawn(panel.title, panel.row, _reward(curves, names, marks))]
+    elif panel.kind == "heat":
+        rows = [_line(name, 0, curves.curve(name)) for name in names]
+        drawn = [
+            Drawn(
+                panel.title,
+                panel.row,
+                heat_map(panel.title, rows, unit="share of sequences", note=panel.note),
+            )
+        ]
+    else:
+        drawn = [Drawn(panel.title, panel.row, _lines(panel, panel.row, panel.title, names, curves, marks))]
+    return [entry for entry in drawn if entry.chart]
 
 
-def _reward(run: Run) -> Markup:
-    if not run.has("reward"):
+def _lines(
+    panel: Panel, row: Metric, title: str, names: Sequence[str], curves: Curves, marks: Marks
+) -> Markup:
+    lines = [_line(name, number, curves.curve(name)) for number, name in enumerate(names)]
+    return line_chart(
+        title,
+        lines,
+        unit="" if row.unit == "share" else row.unit,
+        note=panel.note,
+        percent=row.unit == "share",
+        log=panel.log,
+        zero=panel.zero,
+        top=panel.top,
+        limits=(row.low, row.high),
+        marks=marks(names),
+    )
+
+
+def _line(name: str, number: int, curve: Curve) -> Line:
+    row = find(name)
+    assert row is not None
+    band = (curve.low, curve.high) if curve.low is not None and curve.high is not None else None
+    color, dash = f"var(--series-{number % PALETTE})", "" if number < PALETTE else "2 3"
+    if name.startswith("level_"):
+        color, dash = f"var(--level-{int(name[6:].split('/')[0]) % LEVELS})", ""
+    elif name.startswith("text/"):
+        color, dash = "var(--text-channel)", "5 3"
+    return Line(row.title(name), curve.x, curve.y, color, band=band, dash=dash)
+
+
+def _reward(curves: Curves, names: Sequence[str], marks: Marks) -> Markup:
+    if not names:
         return Markup("")
-    steps, values = run.series("reward")
-    spread = dict(zip(*run.series("reward_std"), strict=True))
-    window = max(1, len(values) // 15)
-    mean = running_mean(values, window)
-    std = running_mean([spread.get(step, math.nan) for step in steps], window)
+    curve = curves.curve("reward")
+    spread = curves.curve("reward_std") if "reward_std" in curves.names else Curve((), ())
+    by_step = dict(zip(spread.x, spread.y, strict=True))
+    window = max(1, len(curve.y) // 15)
+    mean = running_mean(curve.y, window)
+    std = running_mean([by_step.get(step, math.nan) for step in curve.x], window)
     band = ([m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)])
     notes = [f"Line: mean of {window} steps; faint: each step." if window > 1 else ""]
     notes += ["Band: ± reward_std." if any(map(math.isfinite, std)) else ""]
     line = Line(
-        "reward", steps, mean, "var(--after)", values if window > 1 else None, band if notes[1] else None
+        "reward",
+        curve.x,
+        mean,
+        "var(--after)",
+        curve.y if window > 1 else None,
+        band if notes[1] else None,
     )
-    return line_chart("Reward", [line], unit="weighted sum", note=" ".join(filter(None, notes)))
-
-
-def _reward_means(run: Run) -> Markup:
-    names = _names(run, r"rewards/[^/]+/mean")
-    return _plain(run, "Reward by source", names, rename=lambda name: name.split("/")[1], unit="mean")
-
-
-def _reward_parts(run: Run) -> Markup:
-    names = [name for name in _names(run, r"rewards/[^/]+/[^/]+") if name.rsplit("/", 1)[1] not in _RESERVED]
-    shares = [name for name in names if all(not v > 1 for v in run.series(name)[1])]
-    return _plain(
-        run,
-        "Parts of the rewards",
-        shares[:PALETTE],
-        rename=lambda n: n.removeprefix("rewards/"),
-        unit="mean",
-    )
-
-
-def _signal(run: Run) -> Markup:
-    names = ["frac_reward_zero_std", *_names(run, r"rewards/[^/]+/fail_rate")]
-    note = "Groups whose samples all have one reward teach nothing; failed scores are never counted as zero."
-
-    def name(metric: str) -> str:
-        return "groups of one reward" if "/" not in metric else f"{metric.split('/')[1]} failed"
-
-    title = "Groups without signal, failed scores"
-    return _plain(run, title, names, rename=name, percent=True, zero=True, note=note)
-
-
-def _by_level(run: Run, metric: str, title: str, unit: str, percent: bool = False) -> Markup:
-    lines = []
-    for name in sorted(_names(run, rf"level_\d+/{metric}"), key=_level):
-        level = _level(name)
-        lines.append(Line(f"level {level}", *run.series(name), level_color(level)))
-    text = _names(run, rf"text/{metric}")
-    lines += [Line("text", *run.series(name), "var(--text-channel)", dash="5 3") for name in text]
-    return line_chart(title, lines, unit=unit, percent=percent, zero=True)
-
-
-def _level(name: str) -> int:
-    return int(name.removeprefix("level_").split("/")[0])
-
-
-def _overall_entropy(run: Run) -> Markup:
-    names = ["entropy", *_names(run, r"(sequence_entropy|entropy)/(mean|max|min)")]
-    return _plain(run, "Entropy, all actions", names, unit="nats", zero=True)
-
-
-def _kl(run: Run) -> Markup:
-    levels = sorted(_names(run, r"level_\d+/kl"), key=_level)
-    lines = [Line(f"level {_level(name)}", *run.series(name), level_color(_level(name))) for name in levels]
-    if run.has("kl"):
-        lines.append(Line("all", *run.series("kl"), "var(--ink)", dash="5 3"))
-    return line_chart("KL to the reference", lines, unit="nats per action", zero=True)
-
-
-def _mismatch(run: Run) -> Markup:
-    names = ["mismatch/max_prob_diff", *_names(run, r"mismatch/mean_prob_diff")]
-    return _plain(run, "Largest |Δp|", names, rename=_last, unit="probability", log=True)
-
-
-def _over(run: Run) -> Markup:
-    names = _names(run, r"mismatch/frac_over_.+")
-    note = "Sequences with any action whose |Δp| exceeds the threshold."
-    return _plain(
-        run,
-        "Sequences over a threshold",
-        names,
-        rename=lambda name: f"over {name.rsplit('_', 1)[1]}",
-        percent=True,
-        zero=True,
-        note=note,
-    )
-
-
-def _kept(run: Run) -> Markup:
-    lines = []
-    for index, which in enumerate(("entropy", "mismatch")):
-        name = f"filter/{which}/dropped"
-        if run.has(name):
-            steps, dropped = run.series(name)
-            lines.append(
-                Line(f"{which} filter", steps, [1 - value for value in dropped], series_color(index))
-            )
-    if run.has("filter/kept"):
-        lines.append(Line("both", *run.series("filter/kept"), "var(--ink)", dash="5 3"))
-    return line_chart("Sequences kept", lines, unit="share", percent=True, top=1.0)
-
-
-def _dropped_reward(run: Run) -> Markup:
-    lines = []
-    for index, which in enumerate(("entropy", "mismatch")):
-        for kind, dash in (("kept", ""), ("dropped", "5 3")):
-            name = f"filter/{which}/reward_{kind}"
-            if run.has(name):
-                lines.append(Line(f"{which}: {kind}", *run.series(name), series_color(index), dash=dash))
-    return line_chart("Reward of kept and dropped sequences", lines, unit="mean reward")
-
-
-def _guards(run: Run) -> list[Markup]:
-    names = [name for name in run.names if name.startswith("guards/") and not name.endswith("/std")]
-    return [
-        _plain(run, _last(name).replace("_", " ").capitalize(), [name], rename=_last) for name in names[:9]
-    ]
-
-
-def _last(name: str) -> str:
-    return name.rsplit("/", 1)[-1].replace("_", " ")
-
-
-def _plain(
-    run: Run,
-    title: str,
-    names: Sequence[str],
-    rename: Callable[[str], str] = str,
-    unit: str = "",
-    **options: Any,
-) -> Markup:
-    present = [name for name in names if run.has(name)]
-    lines = [Line(rename(name), *run.series(name), series_color(i)) for i, name in enumerate(present)]
-    return line_chart(title, lines, unit=unit, **options)
+    note = " ".join(filter(None, notes))
+    return line_chart("Reward", [line], unit="weighted sum", note=note, marks=marks(names))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dina.eval.compare import Comparison
-from dina.eval.pictures import COLOURS, PictureStats, data_uri
+from dina.eval.pictures import COLOURS, Picture, PictureStats, data_uri
 from dina.eval.result import BenchmarkResult, Row
-from dina.eval.runs import Run, SavedSample
+from dina.eval.runs import Run
+from dina.eval.sample_log import SampleIndex, SampleRecord
 from dina.eval.tables import number
 from dina.eval.verdict import percent, title
 
@@ -176,27 +177,26 @@ def dropped(run: Run) -> list[tuple[str, str, str]]:
     return rows
 
 
-def film(samples: Sequence[SavedSample]) -> list[tuple[int, list[dict[str, Any]]]]:
+def film(samples: SampleIndex) -> list[tuple[int, list[dict[str, Any]]]]:
     """Evenly spread steps, each with its first pictures."""
-    steps = sorted({sample.step for sample in samples if sample.image is not None})
+    steps = samples.steps().tolist()
     if len(steps) > FILM_STEPS:
         steps = [steps[round(i * (len(steps) - 1) / (FILM_STEPS - 1))] for i in range(FILM_STEPS)]
     film = []
     for step in steps:
-        shown = [sample for sample in samples if sample.step == step and sample.image is not None]
-        film.append((step, [_frame(sample) for sample in shown[:FILM_SAMPLES]]))
+        records = samples.read(samples.select(steps=(step, step), pictures=True)[:FILM_SAMPLES])
+        frames = [(record, samples.picture(record.picture)) for record in records]
+        film.append((step, [_frame(record, image) for record, image in frames if image is not None]))
     return film
 
 
-def _frame(sample: SavedSample) -> dict[str, Any]:
-    assert sample.image is not None
-    reward = sample.reward
+def _frame(record: SampleRecord, image: Picture) -> dict[str, Any]:
     return {
-        "image": data_uri(sample.image),
-        "pixels": max(sample.image.shape[:2]) <= 128,
-        "prompt": sample.prompt,
-        "reward": "not scored" if reward is None else number(reward),
-        "reason": sample.reason,
+        "image": data_uri(image),
+        "pixels": max(image.shape[:2]) <= 128,
+        "prompt": record.prompt,
+        "reward": "not scored" if record.reward is None else number(record.reward),
+        "reason": record.reason,
     }
 
 

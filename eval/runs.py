@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
-from dina.eval.pictures import Picture, png_bytes, read_picture
-from dina.rollout.protocol import Sample
+from dina.eval.sample_log import SampleIndex
+from dina.rewards.protocol import RewardSpec
+
+METRICS_FILE, OUTCOME_FILE = "metrics.jsonl", "outcome.json"
 
 
-@dataclass
-class SavedSample:
-    """One sample that a run kept to be looked at."""
+@dataclass(frozen=True)
+class Curve:
+    """A metric over steps. ``low`` and ``high`` are the extremes where a value stands for several steps."""
 
-    step: int
-    prompt: str
-    reward: float | None
-    reason: str = ""
-    answer: str | None = None
-    image: Picture | None = field(default=None, repr=False)
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
 
 
 @dataclass
@@ -40,8 +40,16 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, float]] = field(default_factory=list)
-    samples: list[SavedSample] = field(default_factory=list)
+    samples: SampleIndex = field(init=False)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.samples = SampleIndex(self.folder)
+
+    @property
+    def held_out(self) -> frozenset[str]:
+        """Names of the rewards that are watched and not trained on."""
+        return held_out_rewards(self.config)
 
     @property
     def names(self) -> list[str]:
@@ -56,63 +64,67 @@ class Run:
         rows = [row for row in self.metrics if name in row]
         return [row["step"] for row in rows], [row[name] for row in rows]
 
+    def curve(self, name: str) -> Curve:
+        """The same as a curve to draw."""
+        return Curve(*self.series(name))
+
 
 def read_run(folder: Path) -> Run:
     """Reads the folder; unreadable files become notes, never an exception, so that any run can be reported."""
     run = Run(folder)
     run.config = _read_mapping(folder / "config.yaml", run.notes)
     run.environment = _read_mapping(folder / "environment.json", run.notes)
-    run.metrics = _read_metrics(folder / "metrics.jsonl", run.notes)
-    run.samples = read_samples(folder / "samples")
+    run.metrics = _read_metrics(folder / METRICS_FILE, run.notes)
+    run.samples.refresh()
     return run
 
 
-def save_samples(
-    folder: Path,
-    step: int,
-    samples: Sequence[Sample],
-    rewards: Sequence[float | None],
-    reasons: Sequence[str] | None = None,
-) -> None:
-    """Writes ``step_<n>.jsonl`` and ``step_<n>/<i>.png`` into a run's ``samples`` folder."""
-    pictures = folder / f"step_{step:06d}"
-    pictures.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, (sample, reward) in enumerate(zip(samples, rewards, strict=True)):
-        picture = f"{pictures.name}/{number:03d}.png" if sample.image is not None else None
-        line = {
-            "step": step,
-            "id": sample.prompt.id,
-            "prompt": sample.prompt.text,
-            "seed": sample.request.seed,
-            "reward": reward if reward is not None and math.isfinite(reward) else None,
-            "reason": reasons[number] if reasons else "",
-            "answer": sample.text,
-            "picture": picture,
-        }
-        if picture is not None and sample.image is not None:
-            (folder / picture).write_bytes(png_bytes(sample.image))
-        lines.append(json.dumps(line, ensure_ascii=False))
-    (folder / f"{pictures.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def held_out_rewards(config: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the rewards that a run's config watches and does not train on."""
+    return frozenset(spec.label for spec in reward_specs(config) if not spec.trained)
 
 
-def read_samples(folder: Path) -> list[SavedSample]:
-    """The samples that ``save_samples`` wrote, by step."""
-    base, found = folder.resolve(), []
-    for path in sorted(folder.glob("step_*.jsonl")):
-        for line in _json_lines(path)[0]:
-            inside = line.get("picture") and (base / line["picture"]).resolve().is_relative_to(base)
-            found.append(
-                SavedSample(
-                    step=int(line.get("step") or 0),
-                    prompt=str(line.get("prompt", "")),
-                    reward=line.get("reward"),
-                    reason=str(line.get("reason") or ""),
-                    answer=line.get("answer"),
-                    image=read_picture(base / line["picture"]) if inside else None,
-                )
-            )
-    return found
+def reward_specs(config: Mapping[str, Any]) -> list[RewardSpec]:
+    """The rewards of a run's config, as far as they can be understood."""
+    known = {f.name for f in fields(RewardSpec)}
+    entries = config.get("rewards") or []
+    return [
+        RewardSpec(**{key: value for key, value in entry.items() if key in known})
+        for entry in entries
+        if isinstance(entry, dict) and "use" in entry
+    ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: the last one that was logged.
+        state: ``finished`` all its steps, ``stopped`` by its user, or ``failed``.
+        error: of a failed run, in words.
+    """
+
+    step: int
+    state: Literal["finished", "stopped", "failed"]
+    error: str = ""
+
+
+def write_outcome(run: Path, outcome: Outcome | None) -> None:
+    """Notes how the run ended; ``None`` takes the note away, for a run that begins or goes on."""
+    file = run / OUTCOME_FILE
+    if outcome is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_text(json.dumps(asdict(outcome), ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_outcome(run: Path) -> Outcome | None:
+    """What ``write_outcome`` noted; ``None`` for a run that goes on, or was killed."""
+    try:
+        return Outcome(**json.loads((run / OUTCOME_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

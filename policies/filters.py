@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from dina.policies.stats import StatSums, channel_name
 
 THRESHOLDS = (0.01, 0.1, 0.5)
+DECADES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Far below what float32 entropies resolve. Without it, equal values could exceed their own rounded mean.
 _ROUNDING = 1e-9
 
@@ -143,8 +145,10 @@ def mismatch_filter(
     """
     sampler, actor = sampler_logp.detach().double(), actor_logp.detach().double()
     finite = sampler.isfinite() & actor.isfinite()
-    gap = (sampler.exp() - actor.exp()).abs().masked_fill(~finite, torch.inf).masked_fill(~actions, 0.0)
-    values, index = gap.flatten(1).max(1)
+    gap = (sampler.exp() - actor.exp()).abs().masked_fill(~finite, torch.inf)
+    # Below 0 where there is no action, so that a sequence without any difference has an action as its worst, too.
+    values, index = gap.masked_fill(~actions, -1.0).flatten(1).max(1)
+    values = values.clamp_min(0.0)
     broken = values.isinf()
     limit = torch.inf if tau is None else tau
     dropped = broken | (values > limit)
@@ -158,6 +162,8 @@ def mismatch_filter(
     stats.add_mean("mismatch/frac_non_finite", broken.double(), acting)
     for threshold in thresholds:
         stats.add_mean(f"mismatch/frac_over_{threshold:g}", (values > threshold).double(), acting)
+    for low, high in pairwise(DECADES):
+        stats.add_mean(f"mismatch/hist/{low:g}", ((values > low) & (values <= high)).double(), acting)
     return FilterResult("mismatch", ~dropped, values, drops, stats, worst)
 
 

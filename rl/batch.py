@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dina.model.stream import TokenStream
-from dina.policies.filters import Drop
+from dina.policies.filters import Drop, WorstAction
 from dina.policies.stats import StatSums
 
 
@@ -56,6 +56,19 @@ class Dropped:
     drop: Drop
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the filters measured of a sequence, whether they dropped it or not.
+
+    Attributes:
+        entropy: mean of its actions in nats, NaN without an action.
+        worst: the action whose probability differs most between sampler and actor.
+    """
+
+    entropy: float
+    worst: WorstAction | None
+
+
 @dataclass
 class UpdateResult:
     """What the updates of one step did; the same on every rank.
@@ -67,6 +80,7 @@ class UpdateResult:
         steps: optimizer steps taken.
         skipped: minibatches without anything to learn from.
         seconds: of ``compare`` and ``update``, as ``learn`` took them on this rank.
+        measured: what the filters measured in the first iteration, by row of the step's batch.
     """
 
     stats: StatSums
@@ -75,3 +89,4 @@ class UpdateResult:
     steps: int
     skipped: int
     seconds: dict[str, float] = field(default_factory=dict)
+    measured: dict[int, Measured] = field(default_factory=dict)

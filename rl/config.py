@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dina.errors import advice
+from dina.eval.alerts import RULES
 from dina.policies.advantages import ScaleRewards
 from dina.policies.corrections import CorrectionMode
 from dina.policies.losses import LossType
+from dina.rl.alerts_config import AlertConfig
 from dina.rl.cluster_config import LoopConfig, RayConfig
 from dina.rl.reward_config import RewardConfig
 from dina.rl.section import Section
@@ -286,8 +288,20 @@ class TrainConfig(Section):
     )
     rewards: list[RewardConfig] = Field(min_length=1, description="what is good")
     guards: bool = Field(True, description="log statistics against reward hacking")
+    alerts: dict[str, AlertConfig] = Field(
+        {}, description="rules that say when the run is sick, where they differ from their defaults"
+    )
     rl: LoopConfig = Field(default_factory=LoopConfig, description="one process or many, in step or ahead")
     ray: RayConfig = Field(default_factory=RayConfig, description="processes and resources of rl.runner=ray")
+
+    @field_validator("alerts")
+    @classmethod
+    def _known_rules(cls, alerts: dict[str, AlertConfig]) -> dict[str, AlertConfig]:
+        known = [rule.name for rule in RULES]
+        for name in alerts:
+            if name not in known:
+                raise ValueError(f"there is no rule {name!r}; {advice(name, known)}")
+        return alerts
 
     @field_validator("rewards")
     @classmethod
@@ -324,7 +338,9 @@ class TrainConfig(Section):
                 f"{self.algorithm.minibatches})"
             )
         if self.algorithm.refill_rounds and self.rollout.replay:
-            raise ValueError("algorithm.refill_rounds draws new samples, and rollout.replay none; set one of them")
+            raise ValueError(
+                "algorithm.refill_rounds draws new samples, and rollout.replay none; set one of them"
+            )
         if self.data.eval_steps and not self.data.eval:
             raise ValueError(f"data.eval_steps is {self.data.eval_steps}, but data.eval names no prompts")
         return self

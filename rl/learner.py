@@ -21,7 +21,7 @@ from dina.policies.stats import StatSums
 from dina.rl import learner_state
 from dina.rl.adapters import add_adapters
 from dina.rl.backbone import decoder_layers, recomputed
-from dina.rl.batch import Batch, Dropped, UpdateResult
+from dina.rl.batch import Batch, Dropped, Measured, UpdateResult
 from dina.rl.config import TrainConfig
 from dina.rl.ranks import Ranks
 from dina.rl.updaters import Likelihood, PlainUpdater, Updater, adamw, scheduler
@@ -219,20 +219,16 @@ class Learner:
         """``keep`` ``[B]`` of the two sequence filters (paper §6.1), whose statistics are logged even when off."""
         filters, actions = self.config.filters, batch.stream.actions
         draws = actions[..., 1:].flatten(1).any(1)
-        results = [
-            entropy_filter(batch.actor_entropy, actions, filters.entropy_k, strata=draws.long()),
-            mismatch_filter(
-                batch.sampler_logp,
-                batch.actor_logp,
-                actions,
-                filters.mismatch_tau,
-                filters.mismatch_thresholds,
-            ),
-        ]
-        combined = combine_filters(results, batch.rewards)
+        by_entropy = entropy_filter(batch.actor_entropy, actions, filters.entropy_k, strata=draws.long())
+        by_mismatch = mismatch_filter(
+            batch.sampler_logp, batch.actor_logp, actions, filters.mismatch_tau, filters.mismatch_thresholds
+        )
+        combined = combine_filters([by_entropy, by_mismatch], batch.rewards)
         if log:
             result.stats.merge(combined.stats)
             result.dropped += [Dropped(int(rows[drop.sequence]), drop) for drop in combined.drops]
+            measured = map(Measured, by_entropy.values.tolist(), by_mismatch.worst)
+            result.measured |= dict(zip(rows.tolist(), measured, strict=True))
         return combined.keep
 
     def _micro_batches(self, stream: TokenStream) -> Iterator[tuple[Tensor, Tensor]]:

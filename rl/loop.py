@@ -32,7 +32,7 @@ from dina.rl.resume import refuse_other_settings, run_folder
 from dina.rl.roles import Roles, rollout_sampling
 from dina.rl.run_state import load_run_state, save_run_state
 from dina.rl.runtime import settle
-from dina.rl.step_log import StepTimes, completion_metrics, save_step
+from dina.rl.step_log import StepLog, StepTimes, completion_metrics
 from dina.rl.stop_signal import StopSignal
 from dina.rl.task_metrics import task_metrics
 from dina.rl.weight_probe import WeightProbe
@@ -48,6 +48,7 @@ class Trainer:
         data = config.data
         self.prompts = load_prompts(data.train, renderer=data.renderer, tags=data.tags, grid=data.grid)
         self.order = PromptOrder(self.prompts, config.run.seed, data.sampling, data.difficulty)
+        self.log = StepLog(config, folder)
         self.judge: RewardJudge | None = None
         self.finished = 0
         self.skipped_in_a_row = 0
@@ -55,9 +56,7 @@ class Trainer:
         try:
             self._check_prompts(self.prompts)
             self.batches = Batches(config, self.roles.rollout, self.roles.scorer, self.order, self.sampling)
-            self.refill = Refill(
-                config, self.roles.rollout, self.roles.scorer, self.prompts, self.sampling
-            )
+            self.refill = Refill(config, self.roles.rollout, self.roles.scorer, self.prompts, self.sampling)
             self.probe = WeightProbe(self.roles.rollout, self.roles.learner, self.sampling, config.run.dtype)
         except BaseException:
             self.close()
@@ -82,7 +81,7 @@ class Trainer:
         with times.phase("sync"):
             probe |= self._sync(number, samples[0])
         self.skipped_in_a_row = 0 if update.steps else self.skipped_in_a_row + update.skipped
-        save_step(self.config, self.folder, number, samples, scored, update)
+        self.log.save(number, samples, scored, update)
         return {
             **advantages.stats.compute(),
             **scored.metrics(),
@@ -249,3 +248,4 @@ def _run(trainer: Trainer, checkpoints: Checkpoints, metrics: MetricsLogger, sto
         due = run.save_steps and number % run.save_steps == 0
         if due or number == run.max_steps or stop.requested:
             checkpoints.save(number, trainer.save, score)
+        metrics.stop_on_alert()

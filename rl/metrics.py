@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dina.errors import DinaError
-from dina.rewards.held_out import HeldOutWatch
-from dina.rewards.protocol import RewardSpec, watched_pairs
+from dina.eval.alerts import Alert, AlertWatch, watch_for
+from dina.eval.runs import METRICS_FILE, Outcome, write_outcome
+from dina.eval.sample_log import FILE as SAMPLES_FILE
+from dina.eval.sample_log import FOLDER as SAMPLES_FOLDER
 from dina.rl.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 _WANDB_ID = "wandb_run_id.txt"
 _HEADLINES = (
     ("reward", "reward", "{:.3f}"),
@@ -55,10 +56,13 @@ class MetricsLogger:
         self.console = console or Console(stderr=True)
         self._path = folder / METRICS_FILE
         folder.mkdir(parents=True, exist_ok=True)
-        truncate_metrics(self._path, finished)
+        for path in (self._path, folder / SAMPLES_FOLDER / SAMPLES_FILE):
+            truncate_steps(path, finished)
+        write_outcome(folder, None)
         self._file = self._path.open("a", encoding="utf-8")
-        specs = [RewardSpec(**reward.model_dump()) for reward in config.rewards]
-        self._held_out = HeldOutWatch(watched_pairs(specs))
+        self._step = finished
+        self._watch = self._open_watch()
+        self._stop: Alert | None = None
         self._wandb = _start_wandb(folder, config) if "wandb" in config.run.report_to else None
         self._progress = Progress(
             TextColumn("step"),
@@ -82,11 +86,17 @@ class MetricsLogger:
         self._file.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
+        finished = self._step >= self.config.run.max_steps
+        outcome = Outcome(self._step, "finished" if finished else "stopped")
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            text = str(error) if isinstance(error, DinaError) else f"{type(error).__name__}: {error}"
+            outcome = Outcome(self._step, "failed", text)
+        write_outcome(self._path.parent, outcome)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the numbers of ``step``. A number that is not finite is written as ``null``.
 
-        Warns where a trained reward rises while its held-out partner falls.
+        Warns where a rule of the recipe's ``alerts:`` begins to hold.
 
         Raises:
             DinaError: the disk is full or the file cannot be written.
@@ -98,8 +108,9 @@ class MetricsLogger:
             raise DinaError(f"{self._path} cannot be written: {error.strerror}") from error
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step, commit=True)
-        for warning in self._held_out.warnings(metrics):
-            log.warning("%s", warning)
+        self._step = step
+        for alert in self._watch.observe(step, metrics):
+            self._tell(alert)
         summary = headline(metrics)
         self._progress.update(self._task, completed=step, description=summary)
         run = self.config.run
@@ -108,6 +119,31 @@ class MetricsLogger:
             self.console.print(
                 f"step {step:>{width}}/{run.max_steps}  {summary}", highlight=False, soft_wrap=True
             )
+
+    def stop_on_alert(self) -> None:
+        """Raises: DinaError: a rule fired that is to stop the run."""
+        if (alert := self._stop) is not None:
+            raise DinaError(
+                f"step {alert.since}: {alert.rule.title.lower()}: {alert.text}. The recipe stops a run for this "
+                f"(alerts.{alert.rule.name}.stop). What to try: {alert.rule.advice}. `dina doctor {self._path.parent}` "
+                "says more"
+            )
+
+    def _tell(self, alert: Alert) -> None:
+        log.warning("%s: %s. What to try: %s", alert.rule.title, alert.text, alert.rule.advice)
+        if self._wandb is not None:
+            self._wandb.alert(alert.rule.title, f"step {alert.since}: {alert.text}. {alert.rule.advice}")
+        if alert.rule.stop and self._stop is None:
+            self._stop = alert
+
+    def _open_watch(self) -> AlertWatch:
+        """The rules, as they stand after the steps that are done; what fired then has been told."""
+        watch = watch_for(self.config.model_dump(mode="json"))
+        if self._path.exists():
+            with self._path.open(encoding="utf-8") as file:
+                for entry in map(json.loads, file):
+                    watch.observe(entry.pop("step"), entry)
+        return watch
 
 
 def headline(metrics: Mapping[str, float]) -> str:
@@ -120,20 +156,23 @@ def headline(metrics: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def truncate_metrics(path: Path, finished: int) -> None:
-    """Cuts off what a resumed run will write again: steps after ``finished``, and a line that a kill cut short."""
+def truncate_steps(path: Path, finished: int) -> None:
+    """Cuts off what a resumed run will write again: steps after ``finished``, and a line that a kill cut short.
+
+    Args:
+        path: JSON lines that each have a ``step``; nothing happens if there is no such file.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and entry.get("step", math.inf) <= finished:
-            kept.append(line if line.endswith("\n") else line + "\n")
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
+    with path.open(encoding="utf-8", errors="replace") as lines, aside.open("w", encoding="utf-8") as kept:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and entry.get("step", math.inf) <= finished:
+                kept.write(line if line.endswith("\n") else line + "\n")
     os.replace(aside, path)
 
 

@@ -33,7 +33,7 @@ FREE = (
     "rollout.kv_cache_gib",
     "rollout.gpu_memory",
 )
-FREE_SECTIONS = ("ray.",)
+FREE_SECTIONS = ("ray.", "alerts")
 
 
 def run_folder(resume: Path) -> Path:

@@ -1,10 +1,24 @@
-// Read-out under the pointer: the charts are complete without it.
-for (const figure of document.querySelectorAll("[data-chart]")) {
-  const data = JSON.parse(figure.dataset.chart);
-  const area = figure.querySelector(".area");
-  const rule = area.querySelector(".rule");
-  const tip = area.querySelector(".tip");
+// Read-out under the pointer: the charts are complete without it. It serves figures that come later, too.
+{
+  const parsed = new WeakMap();
+  const dataOf = (figure) => {
+    if (!parsed.has(figure)) parsed.set(figure, JSON.parse(figure.dataset.chart));
+    return parsed.get(figure);
+  };
+  let shown = null;
+  const hide = () => {
+    if (shown) for (const part of shown.querySelectorAll(".rule, .tip")) part.hidden = true;
+    shown = null;
+  };
   const show = (event) => {
+    const area = event.target.closest?.(".area");
+    if (area !== shown) hide();
+    const figure = area?.closest("[data-chart]");
+    if (!figure) return;
+    shown = area;
+    const data = dataOf(figure);
+    const rule = area.querySelector(".rule");
+    const tip = area.querySelector(".tip");
     const box = area.getBoundingClientRect();
     const share = (100 * (event.clientX - box.left)) / box.width;
     let best = 0;
@@ -25,8 +39,7 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
     tip.style.left = right ? "auto" : `calc(${data.at[best]}% + 10px)`;
     tip.style.right = right ? `calc(${100 - data.at[best]}% + 10px)` : "auto";
   };
-  const hide = () => { rule.hidden = tip.hidden = true; };
-  area.addEventListener("pointermove", show);
-  area.addEventListener("pointerdown", show);
-  area.addEventListener("pointerleave", hide);
+  document.addEventListener("pointermove", show);
+  document.addEventListener("pointerdown", show);
+  document.addEventListener("pointerleave", hide);
 }

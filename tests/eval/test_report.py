@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 from html.parser import HTMLParser
 
@@ -10,9 +9,8 @@ from dina.errors import DinaError
 from dina.eval.benchmark import BenchmarkSettings, run_benchmark
 from dina.eval.compare import compare
 from dina.eval.report import write_report
-from dina.eval.runs import read_run, running_mean, save_samples
-from dina.rollout.protocol import Prompt, Request
-from tests.eval.world import FakeEngine, FakeJudge, empty_sample, paint, prompts, write_run
+from dina.eval.runs import read_run, running_mean
+from tests.eval.world import FakeEngine, FakeJudge, prompts, write_run
 
 HOSTILE = "</title></style><script>alert('x')</script><img src=x onerror=alert(1)>"
 
@@ -169,20 +167,6 @@ def test_later_lines_of_a_resumed_run_count(tmp_path):
         '{"step": 1, "reward": 1}\n{"step": 2, "reward": 2}\n{"step": 2, "reward": 5}\n{"step": 3, "reward": 3}\n'
     )
     assert read_run(tmp_path).series("reward") == ([1, 2, 3], [1, 5, 3])
-
-
-def test_samples_of_a_run_come_back(tmp_path):
-    made = [
-        empty_sample(Request(Prompt("p", "a red square"), 9), paint("red", 3)),
-        empty_sample(Request(Prompt("q", "?"), 8)),
-    ]
-    save_samples(tmp_path / "samples", 20, made, [0.5, float("nan")], ["as asked", ""])
-    first, second = read_run(tmp_path).samples
-    assert (first.step, first.prompt, first.reward, first.reason) == (20, "a red square", 0.5, "as asked")
-    assert (first.image == made[0].image).all()
-    assert second.image is None and second.reward is None
-    line = json.loads((tmp_path / "samples" / "step_000020.jsonl").read_text().splitlines()[1])
-    assert line["reward"] is None
 
 
 def test_running_mean_ignores_what_is_not_finite():

@@ -14,7 +14,7 @@ import yaml
 from dina.eval.judge import Verdict
 from dina.eval.pictures import COLOURS
 from dina.eval.result import SIX
-from dina.eval.runs import save_samples
+from dina.eval.sample_log import SampleRecord, ScoreRecord, append_records, picture_path
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from dina.rollout.protocol import Prompt, Request, Sample
@@ -113,14 +113,22 @@ def write_run(folder: Path, steps: int = 60, levels: int = 4, hostile: str = "")
     lines = [json.dumps({"step": step, **_metrics(step, levels, rng)}) for step in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     for step in range(10, steps + 1, 10):
-        made = [
-            empty_sample(
-                Request(Prompt(f"p{i}", f"a {NAMES[i]} square {hostile}"), step * 7 + i),
-                paint(NAMES[i], step * 91 + i * 17),
+        rewards = [0.5, 1.0, 0.25, None, 1.0, 0.75]
+        records = [
+            SampleRecord(
+                step=step,
+                row=i,
+                id=f"p{i}",
+                prompt=f"a {NAMES[i]} square {hostile}",
+                seed=step * 7 + i,
+                reward=reward,
+                scores={"objects": ScoreRecord(reward, "as asked")},
+                picture=picture_path(step, i),
             )
-            for i in range(6)
+            for i, reward in enumerate(rewards)
         ]
-        save_samples(folder / "samples", step, made, [0.5, 1.0, 0.25, None, 1.0, 0.75], ["as asked"] * 6)
+        pictures = {r.picture: paint(NAMES[r.row], step * 91 + r.row * 17) for r in records if r.picture}
+        append_records(folder, records, pictures)
     return folder
 
 

@@ -137,12 +137,23 @@ def test_mismatch_statistics_by_hand():
             "mismatch/frac_over_0.01": 1.0,
             "mismatch/frac_over_0.05": 0.5,
             "mismatch/frac_non_finite": 0.0,
+            **{f"mismatch/hist/{low:g}": 0.0 for low in (1e-6, 1e-5, 1e-4, 1e-3)},
+            "mismatch/hist/0.01": 1.0,
+            "mismatch/hist/0.1": 0.0,
             "sampling/sampling_logp_difference/mean": (text + sum(level)) / 3,
             "sampling/sampling_logp_difference/max": math.log(2),
             "text/logp_diff": text,
             "level_0/logp_diff": sum(level) / 2,
         }
     )
+
+
+def test_the_worst_of_equal_actions_is_an_action():
+    logp = torch.full((1, 4, 2), -1.0)
+    actions = torch.zeros(1, 4, 2, dtype=torch.bool)
+    actions[0, 2:, 1] = True
+    (worst,) = mismatch_filter(logp, logp, actions, tau=0.1).worst
+    assert (worst.position, worst.channel) == (2, 1)
 
 
 def test_one_bad_action_among_a_thousand_is_enough():

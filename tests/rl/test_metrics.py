@@ -12,7 +12,7 @@ from rich.console import Console
 from dina.errors import DinaError
 from dina.rl.config import TrainConfig
 from dina.rl.environment import git_state, write_environment
-from dina.rl.metrics import MetricsLogger, headline, truncate_metrics
+from dina.rl.metrics import MetricsLogger, headline, truncate_steps
 
 
 def config(**run: Any) -> TrainConfig:
@@ -46,13 +46,13 @@ def test_resuming_cuts_off_what_will_be_written_again(tmp_path: Path) -> None:
     with MetricsLogger(tmp_path, config(max_steps=9), finished=2, console=quiet()) as metrics:
         metrics.log(3, {"reward": 30})
     assert [(line["step"], line["reward"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_line_without_its_end_is_kept_whole(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": 2}')
-    truncate_metrics(file, 2)
+    truncate_steps(file, 2)
     assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 

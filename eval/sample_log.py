@@ -1,0 +1,274 @@
+"""What a run keeps of its samples, one JSON object a line, and an index that finds them again in a large file.
+
+``samples/samples.jsonl`` has the records, ``samples/step_<n>/`` the few pictures that were kept. The index reads only
+what was appended since, and holds some twenty bytes per record, so that a page of a hundred thousand samples opens
+at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dina.eval.growing import GrowingFile
+from dina.eval.pictures import Picture, png_bytes, read_picture
+
+FOLDER, FILE = "samples", "samples.jsonl"
+PICTURE = re.compile(r"step_\d{6,}/q?\d{3,}\.png")
+"""Paths of pictures below the folder of samples; nothing else is ever read as one."""
+
+Order = Literal["step", "reward", "difference"]
+Only = Literal["all", "dropped", "failed", "kept"]
+_DROPPED, _FAILED, _PICTURE = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """What one reward said of a sample: its score and why, or why there is none."""
+
+    score: float | None
+    reason: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class DropRecord:
+    """Why a filter left a sample out of the update: ``value`` exceeded ``threshold``."""
+
+    reason: str
+    value: float | None
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class WorstRecord:
+    """The action whose probability differs most between sampler and actor.
+
+    Attributes:
+        channel: ``text`` or ``level_<l>``.
+        position: in the stream, prompt included.
+        row, column: of the patch in the picture's grid, for a level.
+        token, span: the text token, and where it stands in the answer as (start, end) in characters.
+    """
+
+    difference: float | None
+    p_sampler: float | None
+    p_actor: float | None
+    channel: str
+    position: int
+    row: int | None = None
+    column: int | None = None
+    token: str | None = None
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One sample of a step.
+
+    Attributes:
+        row: in the step's batch.
+        reward: the weighted sum that it was trained on; None where it has none.
+        scores: by reward, those that apply.
+        picture: what the policy drew, and ``question`` what it was asked about: paths below the folder of
+            samples, where they were kept.
+        grid: (rows, columns) of the drawn picture in visual tokens.
+        entropy: mean of its actions, in nats.
+        drops: empty where no filter dropped it.
+    """
+
+    step: int
+    row: int
+    id: str
+    prompt: str
+    task: str = "t2i"
+    tag: str = ""
+    seed: int = 0
+    group: int = 0
+    index: int = 0
+    weight_version: int = 0
+    finish_reason: str = "stop"
+    reward: float | None = None
+    scores: dict[str, ScoreRecord] = field(default_factory=dict)
+    answer: str | None = None
+    picture: str | None = None
+    question: str | None = None
+    grid: tuple[int, int] | None = None
+    entropy: float | None = None
+    worst: WorstRecord | None = None
+    drops: list[DropRecord] = field(default_factory=list)
+
+    @property
+    def reason(self) -> str:
+        """Every reward in words, and every filter that dropped it."""
+        texts = []
+        for name, entry in self.scores.items():
+            if entry.failed:
+                texts.append(f"{name} failed: {entry.reason}")
+            elif entry.score is not None:
+                texts.append(f"{name} {entry.score:.2f}" + (f": {entry.reason}" if entry.reason else ""))
+        text = "; ".join(texts)
+        return text + "".join(f" [left out: {drop.reason}]" for drop in self.drops)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SampleRecord:
+        """Keys that are unknown are passed over, so that a later version's records can be read.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no record.
+        """
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        known["scores"] = {name: _read(ScoreRecord, entry) for name, entry in known.get("scores", {}).items()}
+        known["drops"] = [_read(DropRecord, entry) for entry in known.get("drops", [])]
+        known["grid"] = tuple(known["grid"]) if known.get("grid") else None
+        known["worst"] = _read(WorstRecord, known["worst"]) if known.get("worst") else None
+        return cls(**known)
+
+
+def append_records(
+    run: Path, records: Sequence[SampleRecord], pictures: Mapping[str, Picture] | None = None
+) -> None:
+    """Adds records to a run's ``samples/``, and the pictures by the paths that the records name them with."""
+    folder = run / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, picture in (pictures or {}).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(png_bytes(picture))
+    lines = [json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) for record in records]
+    with (folder / FILE).open("a", encoding="utf-8") as file:
+        file.write("".join(line + "\n" for line in lines))
+
+
+def picture_path(step: int, row: int, question: bool = False) -> str:
+    """Where a picture of a step is kept, below the folder of samples."""
+    return f"step_{step:06d}/{'q' if question else ''}{row:03d}.png"
+
+
+class SampleIndex:
+    """Finds the samples of a run without holding them.
+
+    Args:
+        run: the run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / FOLDER
+        self._file = GrowingFile(self.folder / FILE)
+        self._clear()
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the index holds."""
+        return sum(column.nbytes for column in self._columns.values())
+
+    def refresh(self, seconds: float = float("inf")) -> bool:
+        """Reads what has come since, for at most about ``seconds``; True if there is no more."""
+        end = time.monotonic() + seconds
+        while True:
+            if self._file.restarted():
+                self._clear()
+            lines = self._file.read()
+            if not lines:
+                return True
+            for offset, line in lines:
+                self._add(offset, line)
+            if time.monotonic() > end:
+                return False
+
+    def select(
+        self,
+        order: Order = "step",
+        only: Only = "all",
+        *,
+        steps: tuple[int, int] | None = None,
+        pictures: bool = False,
+    ) -> NDArray[np.int64]:
+        """Numbers of the records to show: newest first, lowest reward first, or largest |Δp| first.
+
+        Args:
+            steps: first and last step.
+            pictures: only those with a picture.
+        """
+        column = {name: values[: self._count] for name, values in self._columns.items()}
+        flags = column["flags"]
+        chosen = np.ones(self._count, dtype=bool)
+        if only != "all":
+            wanted = {"dropped": _DROPPED, "failed": _FAILED, "kept": 0}[only]
+            chosen &= (flags & wanted > 0) if wanted else (flags & (_DROPPED | _FAILED) == 0)
+        if pictures:
+            chosen &= flags & _PICTURE > 0
+        if steps is not None:
+            chosen &= (column["step"] >= steps[0]) & (column["step"] <= steps[1])
+        numbers = np.flatnonzero(chosen)
+        if order == "step":
+            # Within a step as they were drawn.
+            return numbers[np.argsort(-column["step"][numbers], kind="stable")]
+        values = column["reward"] if order == "reward" else -column["difference"]
+        return numbers[np.argsort(values[numbers], kind="stable")]
+
+    def steps(self) -> NDArray[np.int64]:
+        """The steps that have a record with a picture."""
+        flags = self._columns["flags"][: self._count]
+        return np.unique(self._columns["step"][: self._count][flags & _PICTURE > 0])
+
+    def read(self, numbers: Sequence[int] | NDArray[np.int64]) -> list[SampleRecord]:
+        """The records themselves."""
+        offsets = [int(self._columns["offset"][number]) for number in numbers if 0 <= number < self._count]
+        return [SampleRecord.from_json(json.loads(line)) for line in self._file.lines_at(offsets)]
+
+    def picture(self, path: str | None) -> Picture | None:
+        """A kept picture; None where it is gone."""
+        file = self.picture_file(path)
+        return None if file is None else read_picture(file)
+
+    def picture_file(self, path: str | None) -> Path | None:
+        """Where a kept picture lies; None for anything that is none, or lies elsewhere through a link."""
+        if path is None or not PICTURE.fullmatch(path):
+            return None
+        file = (self.folder / path).resolve()
+        return file if file.is_file() and file.is_relative_to(self.folder.resolve()) else None
+
+    def _clear(self) -> None:
+        self._count = 0
+        kinds: dict[str, Any] = {
+            "offset": np.int64,
+            "step": np.int64,
+            "reward": np.float32,
+            "difference": np.float32,
+            "flags": np.uint8,
+        }
+        self._columns: dict[str, NDArray[Any]] = {n: np.empty(1024, dtype=k) for n, k in kinds.items()}
+
+    def _add(self, offset: int, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+            step, reward, worst = int(record["step"]), record["reward"], record["worst"]
+            failed = any(entry["failed"] for entry in record["scores"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # a damaged line
+        flags = _DROPPED * bool(record.get("drops")) | _FAILED * failed
+        flags |= _PICTURE * bool(record.get("picture"))
+        # A difference that is no number is worse than any number; a sample without a reward comes last.
+        difference = 0.0 if worst is None else np.inf if worst["difference"] is None else worst["difference"]
+        values = (offset, step, np.inf if reward is None else reward, difference, flags)
+        if self._count == len(self._columns["offset"]):
+            self._columns = {n: np.concatenate([c, np.empty_like(c)]) for n, c in self._columns.items()}
+        for column, value in zip(self._columns.values(), values, strict=True):
+            column[self._count] = value
+        self._count += 1
+
+
+def _read(kind: Any, data: Mapping[str, Any]) -> Any:
+    known = {f.name for f in fields(kind)}
+    return kind(**{key: tuple(v) if key == "span" and v else v for key, v in data.items() if key in known})
