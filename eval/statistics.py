@@ -181,6 +181,22 @@ def run_interval(means: ArrayLike, *, level: float = LEVEL) -> Interval:
     return Interval(mean, mean - half, mean + half, len(values), level)
 
 
+def auc_interval(
+    higher: ArrayLike, lower: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """Area under the ROC curve: the probability that one of ``higher`` exceeds one of ``lower``, ties counting half.
+
+    Args:
+        higher, lower: ``[P]``, the scores of two versions of the same thing, which are resampled together.
+    """
+    first, second = np.asarray(higher, np.float64), np.asarray(lower, np.float64)
+    wins = (first[:, None] > second).astype(np.float64) + (first[:, None] == second) / 2
+    n = len(first)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    draws = np.einsum("rp,rp->r", counts @ wins, counts) / n**2
+    return _percentile(float(wins.mean()), draws, n, level)
+
+
 def _strata(categories: Mapping[str, ArrayLike]) -> list[Floats]:
     arrays = [np.asarray(values, dtype=np.float64) for values in categories.values()]
     for name, values in zip(categories, arrays, strict=True):

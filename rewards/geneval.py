@@ -200,7 +200,7 @@ def _without(items: list[Detection], taken: list[Detection]) -> list[Detection]:
 
 def _check_count(clause: Clause, found: list[Detection], problems: list[str]) -> float:
     if len(found) != clause.count:
-        problems.append(f"found {_plural(len(found), clause.label)}, wanted {clause.count}")
+        problems.append(f"found {_counted(len(found), clause.label)}, wanted {clause.count}")
     return max(0.0, 1 - abs(len(found) - clause.count) / clause.count)
 
 
@@ -235,7 +235,7 @@ def _check_exclude(
         n = sum(d.label == entry["class"] for d in ranked)
         if n >= limit:
             hit = True
-            problems.append(f"found {_plural(n, entry['class'])}, wanted fewer than {limit}")
+            problems.append(f"found {_counted(n, entry['class'])}, wanted fewer than {limit}")
     return hit
 
 
@@ -243,13 +243,16 @@ def _name_unexpected(ranked: list[Detection], clauses: list[Clause], problems: l
     asked = {clause.label for clause in clauses}
     others = [d.label for d in ranked if d.label not in asked]
     for label in dict.fromkeys(others):
-        problems.append(f"unexpected {_plural(others.count(label), label)}")
+        problems.append(f"unexpected {_counted(others.count(label), label)}")
 
 
-def _plural(n: int, label: str) -> str:
-    if n == 1:
-        return f"1 {label}"
-    return f"{n} {label}{'es' if label.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+def plural(label: str) -> str:
+    """The plural of a class name: ``stars``, ``crosses``."""
+    return label + ("es" if label.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def _counted(n: int, label: str) -> str:
+    return f"{n} {label if n == 1 else plural(label)}"
 
 
 def _mean(values: Sequence[float]) -> float:

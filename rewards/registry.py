@@ -32,6 +32,7 @@ BUILTIN = {
     "format": "dina.rewards.understanding:FormatReward",
     "clip_score": "dina.rewards.alignment.clip_score:CLIPScoreReward",
     "vlm": "dina.rewards.alignment.judge:VLMReward",
+    "self_judge": "dina.rewards.alignment.self_judge:SelfJudgeReward",
     "vlm_endpoint": "dina.rewards.alignment.endpoint:VLMEndpointReward",
     "aesthetic": "dina.rewards.preference:AestheticReward",
     "pick_score": "dina.rewards.preference:PickScoreReward",
@@ -79,6 +80,23 @@ def build_reward(spec: RewardSpec) -> Reward:
             f"reward {spec.label!r}: {spec.use} gives a {type(target).__name__}, which is not callable"
         )
     return target
+
+
+def check_reward(spec: RewardSpec) -> None:
+    """Finds the reward and compares ``kwargs`` with what it takes, without setting it up.
+
+    Raises:
+        DinaError: nothing has that name, it cannot be imported, a keyword fits no parameter, or one is missing.
+    """
+    target = find_reward(spec.use)
+    _check_kwargs(target, spec)
+    if not inspect.isclass(target):
+        return
+    missing = [
+        name for name, p in parameters(target)[0].items() if p.default is p.empty and name not in spec.kwargs
+    ]
+    if missing:
+        raise DinaError(f"reward {spec.label!r} needs the argument {missing[0]!r}; set it in its `kwargs`")
 
 
 def find_reward(use: str) -> Any:
@@ -167,7 +185,9 @@ def _is_factory(target: Any, spec: RewardSpec) -> bool:
 def _check_kwargs(target: Any, spec: RewardSpec) -> None:
     named, open_ended = parameters(target)
     for key in spec.kwargs:
-        if key not in named and not open_ended:
+        # `**columns` takes any word, but one that looks like an argument of its own is a slip.
+        slip = difflib.get_close_matches(key, named.keys() - spec.kwargs.keys(), n=1, cutoff=0.8)
+        if key not in named and (slip or not open_ended):
             raise DinaError(f"reward {spec.label!r} takes no argument {key!r}; {_advice(key, named)}")
 
 

@@ -162,6 +162,7 @@ def train(
 
     dina train --resume runs/lr1e-4 run.max_steps=200
     """
+    from dina.rewards.registry import check_reward
     from dina.rl.config import TrainConfig, arithmetic
     from dina.rl.recipe import load_recipe
 
@@ -174,6 +175,8 @@ def train(
     if recipe is None:
         raise DinaError("Name a recipe, such as scenes/t2i_grpo, or a run to go on with: --resume runs/NAME")
     config = load_recipe(recipe, changes, TrainConfig)
+    for reward in config.rewards:
+        check_reward(reward.spec())
     if dry_run:
         from dina.rl.runtime import settle
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dina.errors import DinaError
@@ -42,7 +43,7 @@ class PromptCodec:
         codes = self._read_pictures([request.prompt for request in requests])
         return [
             GenerationRequest(
-                self._stream(request.prompt, codes.get(id(request.prompt)), sampling),
+                self._stream(request.prompt, codes.get(id(request.prompt.image)), sampling),
                 request.seed,
                 grid_of(request.prompt),
             )
@@ -104,17 +105,18 @@ class PromptCodec:
         if prompt.image is None:
             return None
         token = self.visual_tokenizer.pixels_per_token
-        height, width = prompt.image.shape[0] // token, prompt.image.shape[1] // token
+        height, width = (_nearest(extent, token) // token for extent in prompt.image.shape[:2])
         return torch.zeros(height, width, self.processor.levels, dtype=torch.long)
 
     def _read_pictures(self, prompts: Sequence[Prompt]) -> dict[int, Tensor]:
         """Codes of the prompts' pictures; prompts that share a picture are read once."""
-        asked = {id(p): p for p in prompts if p.task == "vqa"}
+        asked = {id(p.image): p for p in prompts if p.task == "vqa"}
         pictures = []
         for prompt in asked.values():
             if prompt.image is None:
                 raise DinaError(f"prompt {prompt.id!r} asks about a picture but has none")
-            pictures.append(torch.from_numpy(prompt.image).permute(2, 0, 1).float() / 255)
+            picture = fitted(prompt.image, self.visual_tokenizer.pixels_per_token)
+            pictures.append(torch.from_numpy(picture).permute(2, 0, 1).float() / 255)
         if not pictures:
             return {}
         with torch.no_grad():
@@ -124,6 +126,18 @@ class PromptCodec:
 def grid_of(prompt: Prompt) -> tuple[int, int] | None:
     """The grid a request may draw on: none for questions, whose grid is that of the picture shown."""
     return prompt.grid if prompt.task == "t2i" else None
+
+
+def fitted(picture: np.ndarray, token: int) -> np.ndarray:
+    """A picture ``[H, W, 3]`` uint8 with sides that are multiples of ``token`` pixels: the nearest ones."""
+    height, width = (_nearest(extent, token) for extent in picture.shape[:2])
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _nearest(extent: int, token: int) -> int:
+    return max(token, round(extent / token) * token)
 
 
 def to_uint8(picture: Tensor) -> np.ndarray:

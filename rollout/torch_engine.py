@@ -56,13 +56,17 @@ class TorchEngine:
         """Log-probabilities ``[T, C]`` of the actions of given single-row streams, 0 at everything else."""
         training = self.model.training
         self.model.eval()
+        logps: list[Tensor] = []
         try:
             with torch.no_grad(), autocast(self.model.device, self.dtype):
-                device = self.model.device
-                logps = [self.model.log_probs_and_entropy(s.to(device), sampling)[0][0] for s in streams]
+                for start in range(0, len(streams), self.batch_size):
+                    chosen = streams[start : start + self.batch_size]
+                    batch = TokenStream.collate(chosen, self.model.config.pad_token_id or 0)
+                    rows, _ = self.model.log_probs_and_entropy(batch.to(self.model.device), sampling)
+                    logps += [row[: s.length].cpu() for row, s in zip(rows, chosen, strict=True)]
         finally:
             self.model.train(training)
-        return [row.cpu() for row in logps]
+        return logps
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copies the named tensors into the model; tensors that are the model's own are left alone."""

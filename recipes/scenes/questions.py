@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -133,6 +133,41 @@ KINDS: dict[str, Callable[[np.random.Generator], Question]] = {
     "text": ask_text,
 }
 """The kinds of questions; each makes one from a random generator."""
+
+
+def about(prompt: str, columns: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Questions of these kinds, with the answers that a picture of a prompt row has; for the reward ``self_judge``.
+
+    Args:
+        columns: the row's ``include`` and ``text``, as in the prompt files.
+    """
+    return [(question, answer) for _, question, answer in _about(columns)]
+
+
+def about_colors_and_words(prompt: str, columns: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same, of the kinds that the shipped checkpoint answers better than by chance."""
+    return [
+        (question, answer) for kind, question, answer in _about(columns) if kind in ("color", "shape", "text")
+    ]
+
+
+def _about(columns: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(kind, question, answer)."""
+    clauses = columns.get("include") or []
+    found = [("text", "what does the text say?", word) for word in columns.get("text") or []]
+    for clause in clauses:
+        shape, color, count = clause["class"], clause.get("color"), clause.get("count", 1)
+        if count > 1:
+            found.append(("count", f"how many {PLURALS[shape]} are there?", NUMBERS[count]))
+        elif color:
+            found.append(("color", f"what color is the {shape}?", color))
+            found.append(("shape", f"which shape is {color}?", shape))
+        else:
+            found.append(("exists", f"is there {Thing(shape).phrase}?", "yes"))
+        if position := clause.get("position"):
+            other = clauses[position[1]]["class"]
+            found.append(("position", f"is the {shape} {position[0]} the {other}?", "yes"))
+    return found
 
 
 def _evenly(answers: Sequence[str], total: float = 1.0) -> dict[str, float]:

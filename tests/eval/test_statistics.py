@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from dina.eval.statistics import (
     Interval,
+    auc_interval,
     mean_interval,
     paired_interval,
     paired_stratified_interval,
@@ -166,3 +168,19 @@ def test_run_interval_is_students_t():
     assert interval.mean == 2.0
     assert interval.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
     assert math.isnan(run_interval([1.0]).low)
+
+
+def test_auc_counts_pairs_and_ties():
+    assert auc_interval([3.0, 4.0], [1.0, 2.0]).mean == 1.0
+    assert auc_interval([1.0, 2.0], [1.0, 2.0]).mean == 0.5
+    assert auc_interval([1.0, 3.0], [2.0, 2.0]).mean == 0.5
+
+
+def test_auc_interval_covers_what_it_should():
+    rng = np.random.default_rng(0)
+    truth = norm.cdf(1 / np.sqrt(2))  # of two normals, one standard deviation apart
+    hits = 0
+    for seed in range(60):
+        found = auc_interval(rng.normal(1, 1, 60), rng.normal(0, 1, 60), seed=seed, resamples=400)
+        hits += found.low <= truth <= found.high
+    assert hits >= 50

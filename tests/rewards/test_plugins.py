@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import subprocess
 import sys
 import time
@@ -240,11 +239,8 @@ def test_trls_functions_work_unchanged():
         answer("x"),
     ]
     assert score("trl.rewards:think_format_reward", samples).total == [1.0, 0.0, 0.0]
-    result = score("trl.rewards:accuracy_reward", samples)
-    if importlib.util.find_spec("math_verify"):
-        assert result.total == [1.0, 0.0, None]
-    else:  # TRL raises; it fails the samples that it applies to
-        assert [failure.sample_index for failure in result.failures] == [0, 1]
+    fractions = answer(r"\boxed{\frac{2}{4}}", solution="$0.5$")
+    assert score("trl.rewards:accuracy_reward", [*samples, fractions]).total == [1.0, 0.0, None, 1.0]
     punishing = {"max_completion_len": 3, "soft_punish_cache": 1}
     assert score("trl.rewards:get_soft_overlong_punishment", samples, kwargs=punishing).total == [0.0] * 3
 

@@ -7,13 +7,17 @@ import pytest
 from dina.errors import DinaError
 from dina.rewards import registry
 from dina.rewards.protocol import RewardSpec
-from dina.rewards.registry import available_rewards, build_reward, load_object
+from dina.rewards.registry import available_rewards, build_reward, check_reward, load_object
 from dina.rewards.suite import RewardSuite
 
 HERE = __name__
 
 
 def scaled(prompts, scale: float = 1.0):
+    return [scale] * len(prompts)
+
+
+def open_ended(prompts, scale: float = 1.0, **columns):
     return [scale] * len(prompts)
 
 
@@ -62,6 +66,28 @@ def test_what_cannot_be_used_is_an_error_with_the_nearest_word(spec: RewardSpec,
     with pytest.raises(DinaError) as error:
         build_reward(spec)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("use", "kwargs", "words"),
+    [
+        ("ocr", {"engin": "easyocr"}, "'ocr' takes no argument 'engin'; did you mean 'engine'"),
+        (f"{HERE}:scaled", {"scael": 1}, "no argument 'scael'; did you mean 'scale'"),
+        (f"{HERE}:open_ended", {"scael": 1}, "did you mean 'scale'"),
+        ("remote", {}, "'remote' needs the argument 'servers'"),
+        (f"{HERE}:scale", {}, "did you mean 'scaled'"),
+    ],
+)
+def test_a_reward_can_be_checked_without_setting_it_up(use: str, kwargs: dict, words: str):
+    with pytest.raises(DinaError) as error:
+        check_reward(RewardSpec(use, kwargs=kwargs))
+    assert words in str(error.value)
+
+
+def test_what_passes_the_check_is_not_set_up():
+    check_reward(RewardSpec("self_judge", kwargs={"model": "nowhere"}))
+    check_reward(RewardSpec(f"{HERE}:punishing", kwargs={"limit": 2}))
+    check_reward(RewardSpec(f"{HERE}:open_ended", kwargs={"a_word_of_its_own": 2}))
 
 
 def test_import_errors_of_a_plugin_are_shown(tmp_path, monkeypatch):

@@ -106,6 +106,7 @@ def test_a_dry_run_prints_the_recipe_and_its_arithmetic(world: Path) -> None:
         (["train"], "Name a recipe"),
         (["train", "RECIPE", "optim.lr=1"], "optim.lr: unknown key"),
         (["train", "RECIPE", "model.path=nowhere"], "nowhere"),
+        (["train", "RECIPE", "rewards.0.use=ocr", "rewards.0.kwargs={engin: x}", "--dry-run"], "'engine'"),
         (["train", "RECIPE", "data.train=nowhere.jsonl"], "There is no prompt file nowhere.jsonl"),
         (["train", "--resume", "nowhere"], "nowhere belongs to no run"),
         (["sft", "nothing.yaml"], "There is no recipe"),
