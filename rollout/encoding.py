@@ -137,7 +137,7 @@ def fitted(picture: np.ndarray, token: int) -> np.ndarray:
 
 
 def _nearest(extent: int, token: int) -> int:
-    return max(token, round(extent / token) * token)
+    return max(token, (extent + token // 2) // token * token)
 
 
 def to_uint8(picture: Tensor) -> np.ndarray:
