@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from dina.model.sft_config import SftRecipe
 from dina.model.tokenizer_config import TokenizerRecipe
 from dina.rl.config import TrainConfig
+from dina.rl.prepare_config import PrepareRecipe
 from dina.rl.recipe import load_recipe, recipe_names
 
 KINDS: dict[str, type[BaseModel]] = {
@@ -15,6 +16,10 @@ KINDS: dict[str, type[BaseModel]] = {
     "scenes/sft": SftRecipe,
     "scenes/sft_binding": SftRecipe,
     "scenes/sft_more": SftRecipe,
+    "scenes/sft_describing": SftRecipe,
+    "scenes/prepare": PrepareRecipe,
+    "scenes/understanding_grpo": TrainConfig,
+    "scenes/mixed_grpo": TrainConfig,
     "scenes/t2i_grpo": TrainConfig,
     "scenes/quickstart": TrainConfig,
 }
