@@ -13,7 +13,7 @@ import numpy as np
 
 from dina.errors import DinaError
 from dina.eval.pictures import histogram_similarity
-from dina.eval.result import BenchmarkResult, averaged, prompt_means
+from dina.eval.result import BenchmarkResult, prompt_means
 from dina.eval.statistics import (
     NO_DATA,
     Interval,
@@ -80,7 +80,7 @@ class Comparison:
 
     @property
     def averaged(self) -> list[str]:
-        return averaged(self.categories)
+        return self.before.averaged
 
     def paired_scores(self) -> tuple[Scores, Scores]:
         """(before, after): tag -> prompt id -> score, for pooling over runs."""

@@ -102,7 +102,9 @@ class BenchmarkResult:
 
     @property
     def averaged(self) -> list[str]:
-        return averaged(self.tags)
+        """The categories of drawings whose mean is the overall score; answers stand for themselves."""
+        drawn = {row.tag for row in self.rows if row.task == "t2i"}
+        return averaged(tag for tag in self.tags if tag in drawn)
 
     @property
     def failures(self) -> list[Row]:

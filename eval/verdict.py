@@ -26,6 +26,7 @@ TITLES = {
     "color_attr": "Colour attribution",
     "text_rendering": "Text rendering",
     "vqa": "Question answering",
+    "description": "Descriptions",
     "t2i": "Pictures",
 }
 
@@ -73,8 +74,7 @@ def comparison_findings(comparison: Comparison) -> list[Finding]:
     findings = [_overall(comparison)]
     if "text_rendering" in comparison.categories:
         findings.append(_change("Text rendering (read exactly)", comparison.categories["text_rendering"]))
-    if "vqa" in comparison.categories:
-        findings.append(_retention(comparison.categories["vqa"]))
+    findings += [_retention(tag, comparison.categories[tag]) for tag in _answered(comparison)]
     findings += _collapse(comparison)
     failed = len(comparison.before.failures), len(comparison.after.failures)
     if any(failed):
@@ -144,21 +144,28 @@ def _change(name: str, score: PairedScore) -> Finding:
     return Finding("good" if better else "bad", f"{name} {'improved' if better else 'got worse'}: {numbers}.")
 
 
-def _retention(score: PairedScore) -> Finding:
+def _answered(comparison: Comparison) -> list[str]:
+    """The categories of questions."""
+    asked = {row.tag for row in comparison.before.rows if row.task == "vqa"}
+    return [tag for tag in comparison.categories if tag in asked]
+
+
+def _retention(tag: str, score: PairedScore) -> Finding:
     """Within two points counts only where the interval says so; a point estimate alone stays open."""
+    name = "Understanding" if tag == "vqa" else f"Understanding ({title(tag).lower()})"
     numbers = f"{percent(score.before.mean)} to {percent(score.after.mean)}, {_with_range(score)}"
     low, high = 100 * score.difference.low, 100 * score.difference.high
+    if low > 0:
+        return Finding("good", f"{name} improved: {numbers}.")
     if low >= -RETENTION_POINTS:
-        return Finding("good", f"Understanding is kept: {numbers}.")
+        return Finding("good", f"{name} is kept: {numbers}.")
     if high < -RETENTION_POINTS:
-        return Finding("bad", f"Understanding was lost: {numbers}.")
+        return Finding("bad", f"{name} was lost: {numbers}.")
     if 100 * score.difference.mean >= -RETENTION_POINTS:
         return Finding(
-            "open", f"Understanding: {numbers}; within 2 points, though the interval allows a larger loss."
+            "open", f"{name}: {numbers}; within 2 points, though the interval allows a larger loss."
         )
-    return Finding(
-        "bad", f"Understanding fell by more than 2 points, though the interval is wide: {numbers}."
-    )
+    return Finding("bad", f"{name} fell by more than 2 points, though the interval is wide: {numbers}.")
 
 
 def _with_range(score: PairedScore) -> str:

@@ -90,6 +90,20 @@ def test_lost_understanding_and_collapse_are_named():
     assert any("less varied" in text and "0.40" in text and kind == "bad" for text, kind in texts.items())
 
 
+def test_answers_of_every_category_stand_for_themselves_and_can_improve():
+    before, after = result(0.2, per_tag=15), result(0.95, per_tag=15)
+    for side in (before, after):
+        for row in side.rows:
+            if row.tag == "counting":
+                row.tag, row.task = "description", "vqa"
+        side.rows = [row for row in side.rows if row.task == "vqa"]
+    comparison = compare(before, after)
+    assert comparison.averaged == []
+    texts = [finding.text for finding in comparison_findings(comparison)]
+    assert any(text.startswith("Understanding (descriptions) improved") for text in texts)
+    assert any(text.startswith("Understanding improved") for text in texts)
+
+
 def test_json_carries_paired_intervals_and_no_nan(tmp_path):
     comparison = compare(result(0.4), result(0.7), ({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3}))
     comparison.unique_ratio_kept = math.nan
