@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,19 +56,29 @@ class _Row:
     finish: Literal["stop", "length"] | None = None
 
 
+Distort = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Log-probabilities ``[N, K]``, seeds ``[N]``, positions ``[N]`` and channel to the log-probabilities to draw from."""
+
+
 @torch.no_grad()
 def generate(
-    model: DinaForConditionalGeneration, requests: Sequence[GenerationRequest], sampling: SamplingParams
+    model: DinaForConditionalGeneration,
+    requests: Sequence[GenerationRequest],
+    sampling: SamplingParams,
+    distort: Distort | None = None,
 ) -> Iterator[Generation]:
     """Draws every request; yields each when it is finished.
 
     A sample depends on its own prompt, seed and grid alone, not on the batch it is drawn in.
 
+    Args:
+        distort: falsifies the distributions, and the probabilities reported with them; for studies of samplers.
+
     Raises:
         ValueError: a prompt that ends in the image-start token has no grid.
     """
     if requests:
-        yield from _Batch(model, requests, sampling).run()
+        yield from _Batch(model, requests, sampling, distort).run()
 
 
 class _Batch:
@@ -79,8 +89,9 @@ class _Batch:
         model: DinaForConditionalGeneration,
         requests: Sequence[GenerationRequest],
         sampling: SamplingParams,
+        distort: Distort | None = None,
     ) -> None:
-        self.model, self.requests, self.sampling = model, requests, sampling
+        self.model, self.requests, self.sampling, self.distort = model, requests, sampling, distort
         self.config = model.config
         self.layout = ImageLayout.of(model.config)
         self.device = model.device
@@ -185,6 +196,8 @@ class _Batch:
     def _draw(self, log_probs: Tensor, index: Tensor, step: int, channel: int) -> Tensor:
         """Draws one action per row and records its statistics."""
         position = self.prompt_lengths[index] + step
+        if self.distort is not None:
+            log_probs = self.distort(log_probs, self.seeds[index], position, channel)
         noise = counter_gumbel(self.seeds[index], position, channel, log_probs.shape[-1])
         chosen = draw(log_probs, noise)
         self.actions[index, step, channel] = True

@@ -99,6 +99,21 @@ class DataConfig(Section):
     )
 
 
+class FaultsConfig(Section):
+    """What is wrong with the sampler; it then has weights of its own."""
+
+    precision: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="its weights are rounded: to bfloat16, or linear layers to int8 per row"
+    )
+    stale: int = Field(0, ge=0, description="its weights are so many updates old")
+    flip_rate: float = Field(
+        0.0, ge=0, lt=1, description="share of actions in which an improbable class becomes probable"
+    )
+    flip_probability: float = Field(
+        0.9, gt=0, lt=1, description="which it then has, and is reported with, in the sampler"
+    )
+
+
 class RolloutConfig(Section):
     engine: Literal["auto", "vllm", "torch"] = Field(
         "auto", description="what draws the samples; auto: vllm where dina train can use it, else torch"
@@ -123,6 +138,9 @@ class RolloutConfig(Section):
         gt=0,
         lt=1,
         description="share of the GPU that vllm takes; null: 0.4 if colocated, 0.85 if separate",
+    )
+    faults: FaultsConfig | None = Field(
+        None, description="a sampler that is wrong on purpose, to study what follows (dina lab); null: none"
     )
     replay: str | None = Field(
         None,
@@ -349,6 +367,8 @@ class TrainConfig(Section):
     def _runner_can(self) -> TrainConfig:
         if self.rl.runner == "local" and self.rollout.engine == "vllm":
             raise ValueError("rollout.engine vllm draws in processes of its own; set rl.runner=ray")
+        if self.rollout.faults and (self.rl.runner == "ray" or self.rollout.engine == "vllm"):
+            raise ValueError("rollout.faults are those of the torch engine in this process; set rl.runner=local")
         if self.rollout.engine == "vllm" and self.rollout.guidance_scale != 1:
             raise ValueError(
                 f"rollout.guidance_scale {self.rollout.guidance_scale}: vllm draws without guidance; set it to 1, or "

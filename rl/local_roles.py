@@ -20,6 +20,7 @@ from dina.rl.config import TrainConfig
 from dina.rl.environment import pick_device
 from dina.rl.learner import Learner
 from dina.rl.roles import Deliver, Roles, reward_suite, rollout_sampling
+from dina.rollout.faulty_engine import Faults, FaultyEngine
 from dina.rollout.protocol import Prompt, Request, Sample
 from dina.rollout.torch_engine import TorchEngine
 
@@ -36,9 +37,14 @@ def open_local_roles(config: TrainConfig) -> Roles:
         torch.set_num_threads(config.run.threads)
     learner = open_learner(config)
     assert learner.checkpoint is not None
-    engine = TorchEngine(learner.checkpoint, config.rollout.batch_size, config.run.dtype)
+    size, dtype, faults = config.rollout.batch_size, config.run.dtype, config.rollout.faults
+    rollout: LocalRollout
+    if faults is not None:
+        rollout = FaultyRollout(FaultyEngine(learner.checkpoint, Faults(**faults.model_dump()), size, dtype))
+    else:
+        rollout = LocalRollout(TorchEngine(learner.checkpoint, size, dtype))
     suite = reward_suite(config)
-    return Roles(LocalRollout(engine), LocalScorer(suite), learner, close=suite.close)
+    return Roles(rollout, LocalScorer(suite), learner, close=suite.close)
 
 
 class LocalRollout:
@@ -68,6 +74,13 @@ class LocalRollout:
 
     def close(self) -> None:
         self.engine.close()
+
+
+class FaultyRollout(LocalRollout):
+    """An engine with weights of its own, which are wrong on purpose."""
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.engine.update_weights(tensors, version)
 
 
 @dataclass

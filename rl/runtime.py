@@ -43,6 +43,8 @@ def vllm_obstacle(config: TrainConfig) -> str | None:
         return "Ray is not installed"
     if problem := version_problem():
         return problem
+    if config.rollout.faults is not None:
+        return "rollout.faults are those of the torch engine"
     if config.rollout.replay is not None:
         return "rollout.replay draws nothing"
     return refusal(rollout_sampling(config.rollout))

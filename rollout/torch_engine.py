@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dina.errors import DinaError
 from dina.model.checkpoint import Checkpoint
-from dina.model.generation import generate
+from dina.model.generation import Distort, generate
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from dina.rollout.encoding import PromptCodec
@@ -24,10 +24,17 @@ class TorchEngine:
             ``update_weights`` only stamps the version.
         batch_size: requests drawn at once.
         dtype: ``bfloat16`` computes under autocast; the weights stay as they are.
+        distort: see ``model.generation.generate``.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 64, dtype: str = "float32") -> None:
-        self.dtype = dtype
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        batch_size: int = 64,
+        dtype: str = "float32",
+        distort: Distort | None = None,
+    ) -> None:
+        self.dtype, self.distort = dtype, distort
         self.model = checkpoint.model
         limit = self.model.config.text_config.max_position_embeddings
         self.codec = PromptCodec(checkpoint.processor, checkpoint.visual_tokenizer, limit)
@@ -47,7 +54,7 @@ class TorchEngine:
                 batch = requests[start : start + self.batch_size]
                 inputs = self.codec.encode(batch, sampling)
                 with autocast(self.model.device, self.dtype):
-                    generations = list(generate(self.model, inputs, sampling))
+                    generations = list(generate(self.model, inputs, sampling, self.distort))
                 yield from self.codec.samples(batch, generations, self.version)
         finally:
             self.model.train(training)
