@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from dina import __version__
 from dina.errors import DinaError
-from dina.rl import rewards_cli
+from dina.rl import lab_cli, rewards_cli
 from dina.rl.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(rewards_cli.app, name="rewards")
+app.add_typer(lab_cli.app, name="lab")
 
 
 def main() -> None:

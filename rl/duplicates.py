@@ -59,12 +59,14 @@ class Copies:
 
 
 def find_copies(
-    rows: Sequence[Fingerprint], image_distance: int | None = 4, color_tolerance: int = 24
+    rows: Sequence[Fingerprint], image_distance: int | None = 16, color_tolerance: int = 24
 ) -> Copies:
     """Compares every row with the earlier ones of the same prompt.
 
     Args:
-        image_distance: bits in which two pHashes of one picture may differ; ``None`` finds no copies.
+        image_distance: bits in which two pHashes of one picture may differ; ``None`` finds no copies. Unlike pictures
+            differ in some 32. In flat drawings many coefficients lie near the threshold of a bit, and JPEG moved up
+            to 13 bits.
         color_tolerance: largest difference (of 255) of two cells' colours. pHash looks at grey low frequencies
             alone, so a red and a blue disc at one place have the same.
     """

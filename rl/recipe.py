@@ -153,7 +153,8 @@ class _Recipe:
             if depth == len(keys) - 1:
                 node[step] = value
             elif isinstance(node, dict) and node.get(key) is None:
-                node = node.setdefault(key, {})
+                node[key] = {}  # a section that is `null` in a file is there as well
+                node = node[key]
             else:
                 node = node[step]
         return path

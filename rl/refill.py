@@ -53,14 +53,14 @@ class Refill:
 
     def __call__(
         self, number: int, samples: Sequence[Sample], scored: SuiteResult
-    ) -> tuple[Sequence[Sample], SuiteResult, dict[str, float]]:
+    ) -> tuple[list[Sample], SuiteResult, dict[str, float]]:
         """The batch of step ``number`` after replacing, with its scores and the metrics ``refill/*``.
 
         Args:
             samples: ordered by group and by index, as ``scored`` is.
         """
         if not self.rounds:
-            return samples, scored, {}
+            return list(samples), scored, {}
         before, drawn, replaced = scored.total, 0, 0
         samples, silent = list(samples), silent_groups(samples, scored.total)
         for attempt in range(1, self.rounds + 1):

@@ -22,7 +22,7 @@ def task_metrics(
     if len(tasks) < 2:
         return {}
     dropped = {entry.row for entry in update.dropped}
-    metrics = {}
+    metrics: dict[str, float] = {}
     for task in tasks:
         rows = [row for row, sample in enumerate(samples) if sample.prompt.task == task]
         mine = [samples[row] for row in rows]

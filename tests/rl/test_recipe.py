@@ -66,6 +66,11 @@ def test_a_recipe_extends_a_chain_of_recipes(folder: Path) -> None:
     assert [item.use for item in config.rewards] == ["c"]
 
 
+def test_an_override_fills_a_section_that_a_file_has_set_to_null(folder: Path) -> None:
+    write(folder / "a.yaml", "rewards: [{use: a}]\noptim: null\n")
+    assert load_recipe("a.yaml", ["optim.learning_rate=2e-5"], Config).optim.learning_rate == 2e-5
+
+
 def test_overrides_are_yaml_and_the_last_wins(folder: Path) -> None:
     write(folder / "a.yaml", "rewards: [{use: a}]\n")
     config = load_recipe(

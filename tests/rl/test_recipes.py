@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from dina.model.sft_config import SftRecipe
 from dina.model.tokenizer_config import TokenizerRecipe
 from dina.rl.config import TrainConfig
+from dina.rl.lab_config import StabilityRecipe
 from dina.rl.prepare_config import PrepareRecipe
 from dina.rl.recipe import load_recipe, recipe_names
 
@@ -20,6 +21,8 @@ KINDS: dict[str, type[BaseModel]] = {
     "scenes/prepare": PrepareRecipe,
     "scenes/understanding_grpo": TrainConfig,
     "scenes/mixed_grpo": TrainConfig,
+    "scenes/stability": StabilityRecipe,
+    "scenes/stability_t2i": StabilityRecipe,
     "scenes/t2i_grpo": TrainConfig,
     "scenes/quickstart": TrainConfig,
 }
