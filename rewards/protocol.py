@@ -145,6 +145,8 @@ class SuiteResult:
         parts: sub-scores and the ``reason`` in words, as the reward logged them, ``None`` where it did not.
         failures: what failed, why, and for which sample.
         seconds: wall-clock time of each reward.
+        queue_time: seconds from a sample's being ready to its reward's beginning, averaged over groups; by reward.
+        timed_out: rewards with a call that was left behind.
         logged: scalars that rewards logged through ``log_metric``, named ``rewards/<name>/<metric>``.
     """
 
@@ -154,9 +156,11 @@ class SuiteResult:
     failures: list[RewardFailure]
     seconds: dict[str, float]
     logged: dict[str, float] = field(default_factory=dict)
+    queue_time: dict[str, float] = field(default_factory=dict)
+    timed_out: list[str] = field(default_factory=list)
 
     def metrics(self) -> dict[str, float]:
-        """``rewards/<name>/{mean,std,applied,fail_rate,seconds}`` and the mean of every numeric part.
+        """``rewards/<name>/{mean,std,applied,fail_rate,seconds,queue_time}`` and the mean of every numeric part.
 
         ``applied`` and ``fail_rate`` are shares of all samples. ``std`` is over the scores that exist, with
         the ``n - 1`` denominator of TRL's; ``mean`` and ``std`` are left out where no score exists.
@@ -171,6 +175,8 @@ class SuiteResult:
             out[f"rewards/{name}/applied"] = len(values) / n
             out[f"rewards/{name}/fail_rate"] = sum(f.reward == name for f in self.failures) / n
             out[f"rewards/{name}/seconds"] = self.seconds[name]
+            if name in self.queue_time:
+                out[f"rewards/{name}/queue_time"] = self.queue_time[name]
             for part, mean in self.part_means(name).items():
                 out[f"rewards/{name}/{part}"] = mean
         return out
@@ -198,6 +204,7 @@ class SuiteResult:
             failures,
             {name: seconds + other.seconds[name] for name, seconds in self.seconds.items()},
             self.logged,
+            self.queue_time,
         )
 
     def part_means(self, name: str) -> dict[str, float]:

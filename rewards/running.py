@@ -41,6 +41,7 @@ class RunningReward:
         self.parts: list[Parts | None] = [None] * n
         self.failures: list[RewardFailure] = []
         self.seconds = 0.0
+        self.timed_out = False
         self._metrics: dict[str, list[float]] = {}
         self._deadline = time.monotonic() + self.spec.timeout
         rows = batch.applicable(self.requires, self.spec.tasks)
@@ -121,6 +122,7 @@ class RunningReward:
 
     def _leave_behind(self) -> None:
         """Goes on with a new thread; the old one ends with the call that it is stuck in, if ever."""
+        self.timed_out = True
         for call in self._submitted:
             call.future.cancel()
         self._worker.stop()

@@ -36,6 +36,14 @@ class RewardSuite:
             DinaError: a score failed whose reward is ``required`` or ``on_error="raise"``, or one reward
                 timed out in three batches in a row.
         """
+        result = self.measure(samples, step)
+        for reward in self.rewards:
+            check_timeouts(reward.spec, reward.timeouts)
+        result.total = total_of([reward.spec for reward in self.rewards], samples, result)
+        return result
+
+    def measure(self, samples: Sequence[AnySample], step: int = 0) -> SuiteResult:
+        """The same without ``total``, for a part of a recipe's rewards; time-outs in a row are the caller's matter."""
         batch = RewardBatch(samples, step)
         for reward in self.rewards:
             reward.start(batch)
@@ -44,30 +52,18 @@ class RewardSuite:
         failures = [failure for reward in self.rewards for failure in reward.failures]
         self._show(failures, samples)
         return SuiteResult(
-            total=weighted_sum([self._term(reward, batch) for reward in self.rewards]),
+            total=[],
             per_reward={reward.spec.label: reward.scores for reward in self.rewards},
             parts={reward.spec.label: reward.parts for reward in self.rewards},
             failures=failures,
             seconds={reward.spec.label: reward.seconds for reward in self.rewards},
             logged={key: value for reward in self.rewards for key, value in _logged(reward).items()},
+            timed_out=[reward.spec.label for reward in self.rewards if reward.timed_out],
         )
 
     def close(self) -> None:
         for reward in self.rewards:
             reward.close()
-
-    def _term(self, reward: RunningReward, batch: RewardBatch) -> Term:
-        spec, n = reward.spec, len(batch.samples)
-        failed = {failure.sample_index for failure in reward.failures}
-        scores = reward.scores
-        if spec.clip is not None:
-            scores = clip_scores(scores, *spec.clip)
-        if spec.normalise == "group":
-            scores = normalise_in_groups(scores, batch.groups)
-        known = [other.spec.label for other in self.rewards]
-        columns = [sample.prompt.columns for sample in batch.samples]
-        weights = prompt_weights(columns, spec.label, spec.weight, known) if spec.trained else [0.0] * n
-        return Term(scores, weights, [row in failed for row in range(n)])
 
     def _show(self, failures: Sequence[RewardFailure], samples: Sequence[AnySample]) -> None:
         for reward in self.rewards:
@@ -80,11 +76,37 @@ class RewardSuite:
                 raise DinaError(f"reward {first.reward!r} failed on {where}: {first.reason}")
             text = "reward %r failed for %d of %d samples; the first is %s: %s"
             log.warning(text, first.reward, len(mine), len(samples), where, first.reason)
-            if reward.timeouts >= MAX_TIMEOUTS_IN_A_ROW:
-                raise DinaError(
-                    f"reward {first.reward!r} timed out in {reward.timeouts} batches in a row; "
-                    f"raise its timeout (now {reward.spec.timeout:g} s) or mend it"
-                )
+
+
+def total_of(
+    specs: Sequence[RewardSpec], samples: Sequence[AnySample], result: SuiteResult
+) -> list[float | None]:
+    """The weighted sum per sample of what all rewards of a recipe measured on whole groups."""
+    groups = RewardBatch(samples).groups
+    columns = [sample.prompt.columns for sample in samples]
+    known = [spec.label for spec in specs]
+
+    def term(spec: RewardSpec) -> Term:
+        scores = result.per_reward[spec.label]
+        if spec.clip is not None:
+            scores = clip_scores(scores, *spec.clip)
+        if spec.normalise == "group":
+            scores = normalise_in_groups(scores, groups)
+        failed = {failure.sample_index for failure in result.failures if failure.reward == spec.label}
+        nothing = [0.0] * len(samples)
+        weights = prompt_weights(columns, spec.label, spec.weight, known) if spec.trained else nothing
+        return Term(scores, weights, [row in failed for row in range(len(samples))])
+
+    return weighted_sum([term(spec) for spec in specs])
+
+
+def check_timeouts(spec: RewardSpec, in_a_row: int) -> None:
+    """Raises: DinaError: a reward timed out in so many batches in a row that it will not come back."""
+    if in_a_row >= MAX_TIMEOUTS_IN_A_ROW:
+        raise DinaError(
+            f"reward {spec.label!r} timed out in {in_a_row} batches in a row; "
+            f"raise its timeout (now {spec.timeout:g} s) or mend it"
+        )
 
 
 def _logged(reward: RunningReward) -> dict[str, float]:

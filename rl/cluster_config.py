@@ -55,12 +55,20 @@ class WorkersConfig(RoleConfig):
     workers: int = Field(1, ge=1, description="processes")
 
 
-class RewardWorkersConfig(WorkersConfig):
+class RewardResources(RoleConfig):
     cpus: float = Field(0.5, ge=0, description="CPUs that Ray reserves per process; fractions are fine")
     gpus: float | None = Field(
         0.0, ge=0, description="GPUs per process, such as 0.1 for a reward with a model"
     )
     threads: int | None = Field(1, ge=1, description="CPU threads of each process; null: run.threads, or 1")
+
+
+class RewardWorkersConfig(RewardResources, WorkersConfig):
+    """Processes that the rewards without workers of their own share."""
+
+    overlap: bool = Field(
+        True, description="score groups while others are drawn; false: when all are there, to see what that saves"
+    )
 
 
 class RayConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,13 @@ def open_local_roles(config: TrainConfig) -> Roles:
     """The learner and an engine that computes with the learner's own model.
 
     Raises:
-        DinaError: the recipe asks for several learner ranks.
+        DinaError: the recipe asks for several learner ranks, or for another environment for a reward.
     """
+    for reward in config.rewards:
+        if reward.runtime_env is not None:
+            raise DinaError(
+                f"reward {reward.label!r} has a runtime_env, which a process of its own has; set rl.runner=ray"
+            )
     if config.learner.ranks > 1:
         raise DinaError(f"learner.ranks {config.learner.ranks} are processes of their own; set rl.runner=ray")
     if config.run.threads:
@@ -103,15 +109,20 @@ class LocalScorer:
 
     def __init__(self, suite: RewardSuite) -> None:
         self.suite = suite
-        self._batches: dict[int, list[Sample]] = {}
+        self._batches: dict[int, list[tuple[float, Sequence[Sample]]]] = {}
 
     def submit(self, step: int, group: Sequence[Sample]) -> None:
-        self._batches.setdefault(step, []).extend(group)
+        self._batches.setdefault(step, []).append((time.monotonic(), group))
 
     def collect(self, step: int) -> SuiteResult:
-        samples = self._batches.pop(step, [])
+        batch, now = self._batches.pop(step, []), time.monotonic()
+        samples = [sample for _, group in batch for sample in group]
         samples.sort(key=lambda s: (s.request.group, s.request.index))
-        return self.suite.score(samples, step=step)
+        result = self.suite.score(samples, step=step)
+        if batch:
+            waited = sum(now - ready for ready, _ in batch) / len(batch)
+            result.queue_time = dict.fromkeys(result.per_reward, waited)
+        return result
 
     def faults(self) -> dict[str, float]:
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,9 +98,10 @@ class Roles:
     close: Callable[[], None]
 
 
-def reward_suite(config: TrainConfig) -> RewardSuite:
-    """The rewards of a recipe, ready to score."""
-    return RewardSuite([reward.spec() for reward in config.rewards])
+def reward_suite(config: TrainConfig, labels: Collection[str] | None = None) -> RewardSuite:
+    """The rewards of a recipe, or those of the given labels, ready to score."""
+    chosen = [reward for reward in config.rewards if labels is None or reward.label in labels]
+    return RewardSuite([reward.spec() for reward in chosen])
 
 
 def rollout_sampling(rollout: RolloutConfig) -> SamplingParams:

@@ -58,6 +58,8 @@ def several_processes(config: TrainConfig) -> str | None:
         f"ray.address={config.ray.address}": config.ray.address is not None,
         f"ray.rollout.workers={config.ray.rollout.workers}": config.ray.rollout.workers > 1,
         f"ray.reward.workers={config.ray.reward.workers}": config.ray.reward.workers > 1,
+        "a reward's workers": any((reward.workers or 1) > 1 for reward in config.rewards),
+        "a reward's runtime_env": any(reward.runtime_env is not None for reward in config.rewards),
     }
     return next((name for name, asked in settings.items() if asked), None)
 

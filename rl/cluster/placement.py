@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -32,6 +32,7 @@ class Plan:
 
     Attributes:
         threads: of a process whose section names none.
+        reward, own_reward: for the rewards that share workers, and for those that have their own, by label.
     """
 
     bundles: list[dict[str, float]] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Plan:
     learner: list[Slot] = field(default_factory=list)
     rollout: list[Slot] = field(default_factory=list)
     reward: list[Slot] = field(default_factory=list)
+    own_reward: dict[str, list[Slot]] = field(default_factory=dict)
 
     def total(self, resource: str) -> float:
         return sum(bundle.get(resource, 0.0) for bundle in self.bundles)
@@ -69,8 +71,15 @@ def make_plan(config: TrainConfig, has_gpus: bool) -> Plan:
         roles += [(plan.learner, learner)] if pair[0] is not None else []
         roles += [(plan.rollout, rollout)] if pair[1] is not None else []
         plan.add(*((slots, role, _gpus(role, has_gpus, both)) for slots, role in roles))
-    for _ in range(reward.workers):
-        plan.add((plan.reward, reward, reward.gpus or 0.0))
+    if not all(entry.own_workers for entry in config.rewards):
+        for _ in range(reward.workers):
+            plan.add((plan.reward, reward, reward.gpus or 0.0))
+    for entry in config.rewards:
+        if entry.own_workers:
+            slots = plan.own_reward[entry.label] = []
+            own = entry.resources or reward
+            for _ in range(entry.workers or 1):
+                plan.add((slots, own, own.gpus or 0.0))
     return plan
 
 
@@ -91,7 +100,7 @@ def reserve(plan: Plan, timeout: float) -> PlacementGroup:
         if (wanted := plan.total(name)) > there.get(name, 0.0):
             raise DinaError(
                 f"The recipe's processes need {wanted:g} {name}s and the Ray cluster has {there.get(name, 0.0):g}; "
-                "lower ray.*.cpus, ray.*.gpus, ray.*.workers or learner.ranks"
+                "lower ray.*.cpus, ray.*.gpus, ray.*.workers, the rewards' resources and workers, or learner.ranks"
             )
     group = placement_group(plan.bundles, strategy="PACK")
     if not group.wait(timeout):
@@ -103,14 +112,18 @@ def reserve(plan: Plan, timeout: float) -> PlacementGroup:
     return group
 
 
-def placed(cls: type, group: PlacementGroup, slot: Slot) -> Callable[[], Any]:
+def placed(
+    cls: type, group: PlacementGroup, slot: Slot, runtime_env: Mapping[str, Any] | None = None
+) -> Callable[[], Any]:
     """What starts an actor of ``cls`` in its slot, as often as it is called."""
+    given = dict(runtime_env or {})
+    variables = {"OMP_NUM_THREADS": str(slot.threads), **given.pop("env_vars", {})}
     options: dict[str, Any] = {
         "num_cpus": slot.cpus,
         "num_gpus": slot.gpus,
         "max_restarts": 0,  # a fresh actor would have no weights; the pools start their own
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, slot.bundle),
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(slot.threads)}},
+        "runtime_env": {**given, "env_vars": variables},
     }
     remote: Any = ray.remote(cls).options(**options)
     return lambda: remote.remote()

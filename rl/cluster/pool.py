@@ -100,6 +100,12 @@ class WorkerPool:
     def least_busy(self) -> int:
         return min(self.workers, key=lambda worker: len(worker.calls)).index
 
+    def renew(self, index: int, reason: str) -> None:
+        """Ends an actor that answers and yet is no longer fit, and starts another, which does its unanswered calls."""
+        self.restarts += 1
+        log.warning("%s %d is replaced (%s)", self.name, index, reason)
+        self._restart(self.workers[index])
+
     def take_restarts(self) -> int:
         """How many actors were replaced since the last call."""
         count, self.restarts = self.restarts, 0
@@ -170,6 +176,9 @@ class WorkerPool:
                 f"the last time: {reason} {self.limits.advice}"
             )
         log.warning("%s is lost (%s); starting another, which does its work again", who, reason)
+        self._restart(worker)
+
+    def _restart(self, worker: _Worker) -> None:
         self._forget(worker)
         ray.kill(worker.actor)
         self._launch(worker)

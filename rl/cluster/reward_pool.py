@@ -1,72 +1,148 @@
-"""Reward workers: groups are scored as they come, by whoever is free."""
+"""Reward workers: groups are scored as they come, by whoever is free. A reward may have workers of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import ray
 import torch
 
 from dina.rewards.protocol import RewardFailure, SuiteResult
+from dina.rewards.suite import check_timeouts, total_of
 from dina.rl.cluster.pool import Call, Limits, WorkerPool
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.config import TrainConfig
 from dina.rl.roles import reward_suite
 from dina.rollout.protocol import Sample
 
+Start = Callable[[], Any]
+
 
 class RewardWorker:
-    """The actor: the rewards of the recipe."""
+    """The actor: some of the recipe's rewards."""
 
-    def open(self, config: TrainConfig) -> None:
-        self.suite = reward_suite(config)
+    def open(self, config: TrainConfig, labels: Sequence[str]) -> None:
+        self.suite = reward_suite(config, labels)
 
-    def score(self, samples: Sequence[Sample], step: int) -> SuiteResult:
-        return self.suite.score(samples, step)
+    def score(self, samples: Sequence[Sample], step: int, ready: float) -> SuiteResult:
+        """Scores a group that was ``ready`` at a time of the clock; ``total`` is left to whoever knows all rewards."""
+        # Clocks of two machines differ a little.
+        waited = max(time.time() - ready, 0.0)
+        result = self.suite.measure(samples, step)
+        result.queue_time = dict.fromkeys(result.per_reward, waited)
+        return result
 
     def close(self) -> None:
         if hasattr(self, "suite"):
             self.suite.close()
 
 
+@dataclass
+class _Group:
+    """A group that is being scored: what each pool has said, and how many have yet to."""
+
+    samples: Sequence[Sample]
+    missing: int
+    parts: list[SuiteResult] = field(default_factory=list)
+
+
 class RewardPool:
-    """The role ``Scorer`` over several workers."""
+    """The role ``Scorer`` over several workers.
+
+    Args:
+        starts: what starts each worker of the rewards that have none of their own.
+        own: the same for each reward that has, by its label.
+    """
 
     def __init__(
-        self, config: TrainConfig, starts: Sequence[Callable[[], Any]], reactor: Reactor, limits: Limits
+        self,
+        config: TrainConfig,
+        starts: Sequence[Start],
+        reactor: Reactor,
+        limits: Limits,
+        own: Mapping[str, Sequence[Start]] | None = None,
     ) -> None:
         self.reactor = reactor
-        # By step and group: None until the scores are there.
-        self._results: dict[int, dict[int, SuiteResult | None]] = {}
-        self.pool = WorkerPool(
-            "reward worker", starts, lambda _: [Call("open", lambda: (config,))], reactor, limits
-        )
+        self.specs = {reward.label: reward.spec() for reward in config.rewards}
+        self.overlap = config.ray.reward.overlap
+        self._held: dict[int, list[Callable[[], None]]] = {}
+        self._groups: dict[int, dict[int, _Group]] = {}
+        self._timeouts = dict.fromkeys(self.specs, 0)
+        own = own or {}
+        shared = [label for label in self.specs if label not in own]
+        members = [("reward worker", shared, starts)] if shared else []
+        members += [(f"worker of reward {label!r}", [label], own[label]) for label in own]
+        self.pools = [
+            WorkerPool(name, actors, partial(_greet, config, labels), reactor, limits)
+            for name, labels, actors in members
+        ]
 
     def submit(self, step: int, group: Sequence[Sample]) -> None:
-        results, number = self._results.setdefault(step, {}), group[0].request.group
-        results[number] = None
-        samples = [_without_log_probs(sample) for sample in group]
-        call = Call("score", lambda: (samples, step), lambda scored: results.update({number: scored}))
-        self.pool.submit(self.pool.least_busy(), call)
+        send = partial(self._send, step, group, time.time())
+        if self.overlap:
+            send()
+        else:
+            self._held.setdefault(step, []).append(send)
+
+    def _send(self, step: int, group: Sequence[Sample], ready: float) -> None:
+        number = group[0].request.group
+        found = _Group(group, missing=len(self.pools))
+        self._groups.setdefault(step, {})[number] = found
+        # Written once, whatever the number of pools that read it.
+        samples = ray.put([_without_log_probs(sample) for sample in group])
+        for pool in self.pools:
+            index = pool.least_busy()
+            take = partial(self._take, found, pool, index)
+            pool.submit(index, Call("score", lambda: (samples, step, ready), take))
 
     def collect(self, step: int) -> SuiteResult:
-        results = self._results.setdefault(step, {})
-        self.reactor.run_until(lambda: None not in results.values())
-        del self._results[step]
-        return join_results([scored for _, scored in sorted(results.items()) if scored is not None])
+        for send in self._held.pop(step, []):
+            send()
+        groups = self._groups.setdefault(step, {})
+        self.reactor.run_until(lambda: all(not group.missing for group in groups.values()))
+        del self._groups[step]
+        return join_results([self._whole(group) for _, group in sorted(groups.items())])
 
     def faults(self) -> dict[str, float]:
-        return {"faults/reward_restarts": float(self.pool.take_restarts())}
+        return {"faults/reward_restarts": float(sum(pool.take_restarts() for pool in self.pools))}
 
     def close(self) -> None:
-        self.pool.close()
+        for pool in self.pools:
+            pool.close()
+
+    def _take(self, group: _Group, pool: WorkerPool, index: int, part: SuiteResult) -> None:
+        group.parts.append(part)
+        group.missing -= 1
+        for label in part.per_reward:
+            self._timeouts[label] = self._timeouts[label] + 1 if label in part.timed_out else 0
+            check_timeouts(self.specs[label], self._timeouts[label])
+        if part.timed_out:
+            # A hung call cannot be ended from within: its thread would stay, with all that it holds.
+            pool.renew(index, f"reward {part.timed_out[0]!r} did not come back")
+
+    def _whole(self, group: _Group) -> SuiteResult:
+        whole = SuiteResult([], {}, {}, [], {})
+        for part in group.parts:
+            whole.per_reward |= part.per_reward
+            whole.parts |= part.parts
+            whole.seconds |= part.seconds
+            whole.logged |= part.logged
+            whole.queue_time |= part.queue_time
+            whole.failures += part.failures
+        whole.total = total_of(list(self.specs.values()), group.samples, whole)
+        return whole
 
 
 def join_results(parts: Sequence[SuiteResult]) -> SuiteResult:
-    """The scores of several groups as those of one batch. ``seconds`` adds up; ``logged`` are means of the means."""
+    """The scores of several groups as those of one batch.
+
+    ``seconds`` adds up; ``logged`` and ``queue_time`` are means over the groups.
+    """
     joined = SuiteResult([], {}, {}, [], {})
-    logged: dict[str, list[float]] = {}
     for part in parts:
         offset = len(joined.total)
         joined.total += part.total
@@ -75,10 +151,21 @@ def join_results(parts: Sequence[SuiteResult]) -> SuiteResult:
             joined.per_reward.setdefault(name, []).extend(part.per_reward[name])
             joined.parts.setdefault(name, []).extend(part.parts[name])
             joined.seconds[name] = joined.seconds.get(name, 0.0) + part.seconds[name]
-        for name, value in part.logged.items():
-            logged.setdefault(name, []).append(value)
-    joined.logged = {name: sum(values) / len(values) for name, values in logged.items()}
+    joined.logged = _means([part.logged for part in parts])
+    joined.queue_time = _means([part.queue_time for part in parts])
     return joined
+
+
+def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for numbers in found:
+        for name, value in numbers.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(each) / len(each) for name, each in values.items()}
+
+
+def _greet(config: TrainConfig, labels: Sequence[str], index: int) -> list[Call]:
+    return [Call("open", lambda: (config, labels))]
 
 
 def _without_log_probs(sample: Sample) -> Sample:

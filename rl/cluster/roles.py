@@ -47,9 +47,13 @@ def open_ray_roles(config: TrainConfig, folder: Path) -> Roles:
             config, [placed(RolloutWorker, group, slot) for slot in plan.rollout], reactor, limits
         )
         stack.callback(rollout.close)
-        scorer = RewardPool(
-            config, [placed(RewardWorker, group, slot) for slot in plan.reward], reactor, limits
-        )
+        environments = {reward.label: reward.runtime_env for reward in config.rewards}
+        starts = {
+            label: [placed(RewardWorker, group, slot, environments[label]) for slot in slots]
+            for label, slots in plan.own_reward.items()
+        }
+        shared = [placed(RewardWorker, group, slot) for slot in plan.reward]
+        scorer = RewardPool(config, shared, reactor, limits, own=starts)
         stack.callback(scorer.close)
         patient = Limits(0, settings.learner_timeout, advice)
         learner = LearnerGroup(

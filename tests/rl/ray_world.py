@@ -17,7 +17,7 @@ from tests.rl.rewards import red
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 # Wall-clock time, and the restarts themselves, differ between runs that are alike.
-NOT_COMPARED = ("timing_s/", "step_time", "/seconds", "faults/", "probe/")
+NOT_COMPARED = ("timing_s/", "step_time", "/seconds", "/queue_time", "faults/", "probe/")
 
 
 def save_world(folder: Path) -> Path:
@@ -106,3 +106,20 @@ def deadly(prompts: list[str], **columns: Any) -> list[float]:
     """Kills its process whenever it is called."""
     os.kill(os.getpid(), signal.SIGKILL)
     return []
+
+
+def owner(prompts: list[str], **columns: Any) -> list[float]:
+    """1 in a worker of its own, 0 elsewhere."""
+    return [float(os.environ.get("DINA_TEST_OWNER") == "owner")] * len(prompts)
+
+
+class HangsOn:
+    """The reward ``red``, which does not come back from one prompt."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompt = prompt
+
+    def __call__(self, generated_images: list[Any], id: list[str], **columns: Any) -> list[float]:
+        if self.prompt in id:
+            time.sleep(600)
+        return red(generated_images)

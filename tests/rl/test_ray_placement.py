@@ -32,6 +32,19 @@ def test_separate_roles_have_gpus_of_their_own() -> None:
     assert plan.total("GPU") == 3 and plan.total("CPU") == 6.5
 
 
+def test_a_reward_may_have_workers_of_its_own() -> None:
+    judge = {"use": "ocr", "workers": 2, "resources": {"cpus": 1.5, "gpus": 0.25}}
+    away = {"use": "image_quality", "runtime_env": {"env_vars": {"A": "1"}}}
+    plan = make_plan(config(rewards=[{"use": "objects"}, judge, away]), has_gpus=False)
+    assert plan.bundles[1:] == [{"CPU": 0.5}, *[{"CPU": 1.5, "GPU": 0.25}] * 2, {"CPU": 0.5}]
+    assert len(plan.reward) == 1 and {name: len(slots) for name, slots in plan.own_reward.items()} == {
+        "ocr": 2,
+        "image_quality": 1,
+    }
+    alone = make_plan(config(rewards=[judge]), has_gpus=False)
+    assert alone.reward == [] and len(alone.own_reward["ocr"]) == 2
+
+
 def test_threads_are_those_of_the_run_unless_a_role_has_its_own() -> None:
     plan = make_plan(config(run={"threads": 4}, ray={"rollout": {"threads": 3}}), has_gpus=False)
     slots = [*plan.learner, *plan.rollout, *plan.reward]

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dina.rl.cluster.session import open_session
 from dina.rl.cluster_config import RayConfig
 from dina.rl.config import TrainConfig
 from dina.rl.loop import Trainer, train
-from dina.rl.roles import rollout_sampling
+from dina.rl.roles import reward_suite, rollout_sampling
 from dina.rl.saved_rollouts import load_rollouts
 from dina.rollout.protocol import Sample
 from tests.rl.ray_world import all_metrics, gone, metrics_of, recipe, save_world, wait_until, workers_below
@@ -132,15 +133,70 @@ def test_killed_workers_are_replaced_and_their_work_is_redone(
     assert [line["faults/reward_restarts"] for line in lines] == [0, 0, 1, 0, 0, 0]
 
 
+def start_reward_worker(**environment: str) -> Any:
+    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": environment}}
+    return ray.remote(RewardWorker).options(**options).remote()
+
+
 @contextmanager
-def reward_worker(config: TrainConfig) -> Iterator[RewardPool]:
-    """One reward worker that may be lost once."""
-    starts = [lambda: ray.remote(RewardWorker).options(num_cpus=0.5).remote()]
-    pool = RewardPool(config, starts, Reactor(), Limits(1, 600.0, "Go on with --resume"))
+def reward_worker(config: TrainConfig, own: Sequence[str] = ()) -> Iterator[RewardPool]:
+    """One reward worker that may be lost once, and one more for each reward in ``own``."""
+    alone = {label: [partial(start_reward_worker, DINA_TEST_OWNER=label)] for label in own}
+    limits = Limits(1, 600.0, "Go on with --resume")
+    pool = RewardPool(config, [start_reward_worker], Reactor(), limits, alone)
     try:
         yield pool
     finally:
         pool.close()
+
+
+def test_rewards_with_workers_of_their_own_are_summed_with_the_others(
+    world: Path, local: Path, tmp_path: Path
+) -> None:
+    rewards = [
+        {"use": "tests.rl.rewards:red"},
+        {"use": "tests.rl.ray_world:owner", "weight": 0.5, "workers": 1},
+        {"use": "tests.rl.rewards:sometimes", "weight": 2.0, "normalise": "group", "workers": 1},
+    ]
+    config = recipe(world, tmp_path / "run", rewards=rewards)
+    groups = [rollouts(local)[0][:4], rollouts(local)[0][4:8]]
+    with reward_worker(config, own=["owner", "sometimes"]) as scorer:
+        for group in groups:
+            scorer.submit(1, group)
+        found = scorer.collect(1)
+    here = reward_suite(config, ["red", "sometimes"])
+    alone = [here.measure(group) for group in groups]
+    here.close()
+    assert found.per_reward["owner"] == [1.0] * 8  # set in the environment of its worker alone
+    for name in ("red", "sometimes"):
+        assert found.per_reward[name] == [score for part in alone for score in part.per_reward[name]]
+    assert [score is None for score in found.total] == [s is None for s in found.per_reward["sometimes"]]
+    assert (
+        set(found.queue_time) == {"red", "owner", "sometimes"}
+        and found.metrics()["rewards/red/queue_time"] >= 0
+    )
+
+
+def test_a_worker_whose_reward_hangs_is_replaced_and_the_sample_fails(
+    world: Path, local: Path, tmp_path: Path
+) -> None:
+    drawn = rollouts(local)[0]
+    kwargs = {"prompt": drawn[0].prompt.id}
+    hanging = {"use": "tests.rl.ray_world:HangsOn", "name": "red", "timeout": 1.0, "kwargs": kwargs}
+    config = recipe(world, tmp_path / "run", rewards=[hanging])
+    with reward_worker(config) as scorer:
+        for group in (drawn[:4], drawn[4:8]):
+            scorer.submit(1, group)
+        found = scorer.collect(1)
+        assert [failure.sample_index for failure in found.failures] == [0, 1, 2, 3]
+        assert found.total[:4] == [None] * 4 and None not in found.total[4:]
+        assert scorer.faults() == {"faults/reward_restarts": 1.0}
+        for step in (2, 3, 4):
+            scorer.submit(step, drawn[:4])
+        scorer.collect(2)
+        scorer.collect(3)
+        with pytest.raises(DinaError, match="timed out in 3 batches in a row"):
+            scorer.collect(4)
 
 
 def test_a_worker_that_dies_every_time_stops_the_run(world: Path, local: Path, tmp_path: Path) -> None:
