@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from dina.errors import advice
 from dina.rewards.protocol import RewardSpec
 from dina.rewards.registry import available_rewards
+from dina.rl.cluster_config import RewardResources
 from dina.rl.section import Section
 
 
@@ -42,10 +43,24 @@ class RewardConfig(Section):
     isolate: bool = Field(False, description="run in a process of its own, killed at the time-out")
     memory_gib: float | None = Field(None, gt=0, description="limit for that process; implies isolate")
     kwargs: dict[str, Any] = Field({}, description="arguments of the reward")
+    workers: int | None = Field(
+        None, ge=1, description="with rl.runner=ray: processes for this reward alone; null: the common ones"
+    )
+    resources: RewardResources | None = Field(
+        None, description="what each of these processes gets; null: as ray.reward says"
+    )
+    runtime_env: dict[str, Any] | None = Field(
+        None, description="Ray runtime environment of these processes, such as {pip: [hpsv3]}"
+    )
 
     def spec(self) -> RewardSpec:
         """What a suite is made of."""
-        return RewardSpec(**self.model_dump())
+        return RewardSpec(**self.model_dump(exclude={"workers", "resources", "runtime_env"}))
+
+    @property
+    def own_workers(self) -> bool:
+        """Whether it runs in processes that no other reward shares."""
+        return not (self.workers is self.resources is self.runtime_env is None)
 
     @property
     def label(self) -> str:
