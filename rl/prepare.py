@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dina.errors import DinaError
-from dina.rewards.protocol import RewardSpec
 from dina.rewards.registry import load_object
 from dina.rewards.suite import RewardSuite
 from dina.rl.data import to_prompt
@@ -135,7 +134,7 @@ class _Preparation:
         missing = {key for key in rows if key not in done}
         if missing:
             engine = opener()
-            suite = RewardSuite([RewardSpec(**spec.model_dump()) for spec in self.recipe.rewards])
+            suite = RewardSuite([reward.spec() for reward in self.recipe.rewards])
             try:
                 size = max(1, self.recipe.rollout.batch_size // self.recipe.num_rollouts)
                 with self._progress("drawing rollouts", len(missing)) as advance:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dina.rl.config import ModelConfig, RewardConfig, RolloutConfig
+from dina.rl.config import ModelConfig, RolloutConfig
+from dina.rl.reward_config import RewardConfig
 from dina.rl.section import Section
 
 
