@@ -6,12 +6,14 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from dina.errors import DinaError
 from dina.rl.cluster.watchdog import marked, watch_over
@@ -19,6 +21,13 @@ from dina.rl.cluster_config import RayConfig
 from dina.rl.environment import usable_cpus
 
 MIB = 2**20
+_START_SECONDS = 180
+# On one machine a process that is late is not lost: all of them wait for the same processors.
+_SLOW_MACHINE = {
+    "agent_register_timeout_ms": 1000 * _START_SECONDS,
+    "worker_register_timeout_seconds": _START_SECONDS,
+    "health_check_timeout_ms": 60_000,
+}
 
 
 def open_session(config: RayConfig, cpus: float) -> Callable[[], None]:
@@ -60,7 +69,7 @@ def _start(config: RayConfig, cpus: float, stack: ExitStack) -> None:
     stack.callback(watch_over(folder))
     _stay_on_loopback()
     stack.callback(ray.shutdown)
-    with marked(folder):
+    with marked(folder), _patience():
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), math.ceil(cpus)),
@@ -68,7 +77,30 @@ def _start(config: RayConfig, cpus: float, stack: ExitStack) -> None:
             include_dashboard=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
+            _system_config=_SLOW_MACHINE,
         )
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Ray gives its own node 30 s to come up, in a constant. In here, the question whether it is up waits longer."""
+    ask = services.get_node
+
+    def ask_patiently(*arguments: Any) -> Any:
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+    services.get_node = ask_patiently
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 def _stay_on_loopback() -> None:

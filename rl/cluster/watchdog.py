@@ -63,11 +63,24 @@ def members(folder: Path) -> set[psutil.Process]:
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == str(folder):
+            if _belongs(process, folder):
                 found |= {process, *process.children(recursive=True)}
-        except psutil.Error:  # gone meanwhile, or another user's
+        except (psutil.Error, OSError):  # gone meanwhile, or another user's
             continue
     return {process for process in found if _alive(process)}
+
+
+def _belongs(process: psutil.Process, folder: Path) -> bool:
+    """Whether a process carries the mark, or writes its output into the folder, as all that Ray starts do."""
+    if not psutil.LINUX:
+        return process.environ().get(MARK) == str(folder)
+    # A process that gives itself another title overwrites its environment: psutil then stops at the first gap, and
+    # sometimes nothing is left of it.
+    own = Path("/proc", str(process.pid))
+    if f"{MARK}={folder}" in own.joinpath("environ").read_text(errors="replace").split("\0"):
+        return True
+    outputs = [own.joinpath("fd", number).readlink() for number in ("1", "2")]
+    return any(folder in output.parents for output in outputs)
 
 
 def clear_away(folder: Path) -> None:

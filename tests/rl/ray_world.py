@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from dina.rl.config import TrainConfig
 from tests.rl.rewards import red
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
+ROOT = Path(__file__).parents[2]
 # Wall-clock time, and the restarts themselves, differ between runs that are alike.
 NOT_COMPARED = ("timing_s/", "step_time", "/seconds", "/queue_time", "faults/", "probe/")
 
@@ -89,6 +92,29 @@ def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids)
 
 
+def begin(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """`dina train` in a process group of its own, as a shell would start it."""
+    command = [sys.executable, "-m", "dina.rl.cli", "train", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def steps_done(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def family(process: subprocess.Popen[bytes]) -> list[int]:
+    return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+
+
 class DiesOnce:
     """The reward ``red``, whose process is killed in the first call of step ``step``, and never again."""
 
@@ -99,6 +125,18 @@ class DiesOnce:
         if trainer_state.global_step == self.step and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return red(generated_images)
+
+
+class WaitsFor:
+    """The reward ``red``, which from step ``step`` on waits until the file ``mark`` is there."""
+
+    def __init__(self, mark: str, step: int) -> None:
+        self.mark, self.step = Path(mark), step
+
+    def __call__(self, generated_images: list[Any], trainer_state: Any, **columns: Any) -> list[float]:
+        while trainer_state.global_step >= self.step and not self.mark.exists():
+            time.sleep(0.1)
         return red(generated_images)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -16,32 +14,7 @@ pytest.importorskip("ray")
 
 from dina.rl.cluster.watchdog import MARK, members
 from dina.rl.loop import train
-from tests.rl.ray_world import gone, metrics_of, recipe, save_world, wait_until
-
-ROOT = Path(__file__).parents[2]
-
-
-def begin(arguments: list[str]) -> subprocess.Popen[bytes]:
-    """`dina train` in a process group of its own, as a shell would start it."""
-    command = [sys.executable, "-m", "dina.rl.cli", "train", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def steps_done(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return len(file.read_text().splitlines()) if file.exists() else 0
-
-
-def family(process: subprocess.Popen[bytes]) -> list[int]:
-    return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+from tests.rl.ray_world import begin, family, gone, metrics_of, recipe, save_world, steps_done, wait_until
 
 
 @pytest.mark.timeout(1800)  # a minute on an idle machine: it starts Ray twice

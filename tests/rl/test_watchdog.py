@@ -13,7 +13,8 @@ import pytest
 from dina.rl.cluster.watchdog import MARK, members
 from tests.rl.ray_world import gone, wait_until
 
-# A marked process in a session of its own that ignores SIGTERM, its child without an environment, and a stranger.
+# A marked process in a session of its own that ignores SIGTERM, its child without an environment, one that has
+# written its title over its environment and logs into the folder, and a stranger that reads there.
 DRIVER = """
 import subprocess, sys
 from pathlib import Path
@@ -26,8 +27,12 @@ with marked(folder):
         ["sh", "-c", "trap '' TERM; env -i sleep 600 & echo $!; wait"],
         start_new_session=True, stdout=subprocess.PIPE, text=True,
     )
-stranger = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
-print(helper.pid, int(helper.stdout.readline()), stranger.pid, flush=True)
+    rename = "import setproctitle, time; setproctitle.setproctitle('ray::Agent'); print(flush=True); time.sleep(600)"
+    log = open(folder / "logs" / "agent.err", "w")
+    renamed = subprocess.Popen([sys.executable, "-c", rename], stdout=subprocess.PIPE, stderr=log)
+    renamed.stdout.readline()
+stranger = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stdin=open(log.name))
+print(helper.pid, int(helper.stdout.readline()), renamed.pid, stranger.pid, flush=True)
 sys.stdin.readline()
 finish()
 """

@@ -1,0 +1,63 @@
+"""Training over Ray with vLLM drawing: what a killed driver leaves, and the run that goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+pytest.importorskip("ray")
+pytest.importorskip("vllm")
+
+from dina.model.checkpoint import save_checkpoint
+from dina.rl.config import TrainConfig
+from dina.rl.loop import train
+from tests.rl.ray_world import (
+    all_metrics,
+    begin,
+    family,
+    gone,
+    metrics_of,
+    recipe,
+    save_world,
+    steps_done,
+    wait_until,
+)
+from tests.rollout.world import world_checkpoint
+
+
+def vllm_recipe(world: Path, out: Path, mark: Path) -> TrainConfig:
+    """Six steps; the fifth waits for the file ``mark``."""
+    return recipe(
+        world,
+        out,
+        rollout={"engine": "vllm", "kv_cache_gib": 0.1},
+        optim={"learning_rate": 1e-3},
+        rewards=[{"use": "tests.rl.ray_world:WaitsFor", "kwargs": {"mark": str(mark), "step": 5}}],
+    )
+
+
+@pytest.mark.timeout(1800)  # a minute or two on an idle machine: it starts Ray and vLLM three times
+def test_six_steps_are_three_a_killed_driver_and_three_more(tmp_path: Path) -> None:
+    world, mark, run = save_world(tmp_path), tmp_path / "go on", tmp_path / "run"
+    save_checkpoint(world_checkpoint(), world / "checkpoint")
+    config = vllm_recipe(world, run, mark)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    killed = begin([str(tmp_path / "recipe.yaml")])
+    assert wait_until(lambda: steps_done(run) == 4, 600)
+    children = family(killed)
+    killed.kill()
+    killed.wait()
+    assert wait_until(lambda: gone(children), 60), [
+        psutil.Process(p) for p in children if psutil.pid_exists(p)
+    ]
+
+    mark.touch()
+    train(vllm_recipe(world, run, mark), resume=run)
+    straight = train(vllm_recipe(world, tmp_path / "straight", mark))
+    # vLLM is given the same requests in the same order and the same weights, so not even float error differs.
+    assert metrics_of(run) == metrics_of(straight)
+    assert [line["step"] for line in all_metrics(run)] == [1, 2, 3, 4, 5, 6]
+    assert all(line["probe/max_logp_diff"] < 1e-3 for line in all_metrics(run))
