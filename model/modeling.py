@@ -21,7 +21,7 @@ from dina.model.embeddings import CodeEmbedding
 from dina.model.sampling import SamplingParams, entropy_of, guide
 from dina.model.stream import TokenStream, pad_rows
 
-_LIKELIHOOD_BUDGET = 2**26  # logits held at once by one chunk of positions: 256 MiB in float32
+LIKELIHOOD_BUDGET = 2**26  # logits held at once by one chunk of positions: 256 MiB in float32
 
 
 @dataclass
@@ -312,7 +312,7 @@ def _in_chunks(function: Any, classes: int, *tensors: Tensor | None) -> tuple[Te
     """Applies ``function`` to slices of the tensors' first axis and joins the results."""
     first = tensors[0]
     assert first is not None
-    size = max(1, _LIKELIHOOD_BUDGET // classes)
+    size = max(1, LIKELIHOOD_BUDGET // classes)
     if len(first) <= size:
         return function(*tensors)
     parts = []

@@ -179,11 +179,13 @@ def train(
     for reward in config.rewards:
         check_reward(reward.spec())
     if dry_run:
+        from dina.rl.memory_plan import memory_rows
         from dina.rl.runtime import settle
 
         runtime = settle(config)
         _print_resolved(config)
         _print_rows("What the numbers come to", [("runs as", runtime), *arithmetic(config)])
+        _print_rows("Memory", memory_rows(config))
         return
     from dina.rl.loop import train as run
 

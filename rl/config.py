@@ -132,6 +132,9 @@ class RolloutConfig(Section):
         1.0, ge=0, description="classifier-free guidance, in rollout and update alike; 1: off"
     )
     max_completion_length: int = Field(64, ge=1, description="longest answer in text tokens")
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs that share the weights of one vllm engine; give ray.rollout.gpus as many"
+    )
     kv_cache_gib: float = Field(0.5, gt=0, description="memory for keys and values of vllm on a CPU")
     gpu_memory: float | None = Field(
         None,

@@ -49,5 +49,6 @@ def open_engine(
             max_num_seqs=rollout.batch_size,
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory=rollout.gpu_memory or gpu_memory,
+            tensor_parallel=rollout.tensor_parallel,
         )
     return TorchEngine(load_checkpoint(checkpoint, device=pick_device(device)), rollout.batch_size, dtype)

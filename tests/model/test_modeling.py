@@ -100,7 +100,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch: pytest.MonkeyPa
     model, stream = tiny_model(), None
     results = []
     for size in (2**26, budget):
-        monkeypatch.setattr(modeling, "_LIKELIHOOD_BUDGET", size)
+        monkeypatch.setattr(modeling, "LIKELIHOOD_BUDGET", size)
         stream = drawn_stream(model)
         model.zero_grad()
         logp, entropy = model.log_probs_and_entropy(stream, SamplingParams(temperature=0.9))

@@ -13,6 +13,8 @@ from dina.rl.prepare_config import PrepareRecipe
 from dina.rl.recipe import load_recipe, recipe_names
 
 KINDS: dict[str, type[BaseModel]] = {
+    "cluster/longcat_next": TrainConfig,
+    "cluster/qwen_7b": TrainConfig,
     "scenes/tokenizer": TokenizerRecipe,
     "scenes/sft": SftRecipe,
     "scenes/sft_binding": SftRecipe,
