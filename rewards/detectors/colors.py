@@ -69,7 +69,7 @@ def crop(image: np.ndarray, detection: Detection) -> Image.Image:
         blank = Image.new("RGB", picture.size, _BACKGROUND)
         picture = Image.composite(picture, blank, Image.fromarray(detection.mask.astype(np.uint8) * 255))
     x0, y0, x1, y1 = detection.box
-    left, top = int(x0), int(y0)
+    left, top = round(x0), round(y0)
     return picture.crop((left, top, max(round(x1), left + 1), max(round(y1), top + 1)))
 
 
