@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from dina.recipes.scenes.shapes import COLORS, PLURALS, SHAPES
 from dina.rewards.answers import AnswerReward
+from dina.rewards.protocol import LogExtra
 
 _SINGULAR = {plural: shape for shape, plural in PLURALS.items()} | {shape: shape for shape in SHAPES}
 _BREAK = re.compile(r"[,.;]|\band\b")
@@ -50,7 +52,20 @@ def facts_f1(said: str, wanted: str) -> float:
 
 
 class FactsReward(AnswerReward):
-    """Reward: F1 of the facts of a description against those of ``answer``; see :func:`facts_f1`."""
+    """Reward: F1 of the facts of a description against those of ``answer``; see :func:`facts_f1`.
+
+    For rows whose ``metric`` names it alone: an answer of one word is no description.
+    """
+
+    def __call__(
+        self,
+        completions: Sequence[list[dict[str, Any]]],
+        answer: Sequence[Any],
+        metric: Sequence[str | None],
+        log_extra: LogExtra | None = None,
+        **_: Any,
+    ) -> list[float | None]:
+        return super().__call__(completions, answer, log_extra, metric)
 
     def compare(self, said: str, wanted: Any) -> float:
         return facts_f1(said, str(wanted))

@@ -7,6 +7,10 @@ from dina.recipes.scenes.concepts import COMBOS
 from dina.recipes.scenes.descriptions import sample_request, whole_description
 from dina.recipes.scenes.facts import Claim, FactsReward, facts_f1, read_claims
 from dina.recipes.scenes.world import Obj, Scene, sample_scene
+from dina.rewards.batch import RewardSample
+from dina.rewards.protocol import RewardSpec
+from dina.rewards.suite import RewardSuite
+from dina.rollout.protocol import Prompt
 
 SCENE = Scene(
     (
@@ -59,6 +63,14 @@ def test_the_reward_judges_its_own_rows_alone() -> None:
     completions = [[{"role": "assistant", "content": TRUTH}]] * 3
     own = "dina.recipes.scenes.facts:FactsReward"
     assert FactsReward()(completions, [TRUTH, TRUTH, None], metric=[own, "vqa", own]) == [1.0, None, None]
+    rows = [{"answer": TRUTH, "metric": own}, {"answer": TRUTH}]
+    samples = [
+        RewardSample(Prompt(str(i), "?", "vqa", columns=row), text=TRUTH) for i, row in enumerate(rows)
+    ]
+    suite = RewardSuite([RewardSpec(own, name="facts"), RewardSpec("vqa")])
+    scored = suite.score(samples)
+    suite.close()
+    assert scored.per_reward == {"facts": [1.0, None], "vqa": [None, 1.0]}
 
 
 def test_requests_ask_for_two_to_four_objects() -> None:
