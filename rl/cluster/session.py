@@ -8,19 +8,22 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants, services
 
 from dina.errors import DinaError
-from dina.rl.cluster.watchdog import marked, watch_over
+from dina.rl.cluster.watchdog import marked, members, watch_over
 from dina.rl.cluster_config import RayConfig
 from dina.rl.environment import usable_cpus
 
+log = logging.getLogger(__name__)
 MIB = 2**20
+_ATTEMPTS = 4
 _START_SECONDS = 180
 # On one machine a process that is late is not lost: all of them wait for the same processors.
 _SLOW_MACHINE = {
@@ -52,7 +55,7 @@ def open_session(config: RayConfig, cpus: float) -> Callable[[], None]:
                 stack.callback(ray.shutdown)
                 ray.init(address=config.address, logging_level=logging.ERROR)
             else:
-                _start(config, cpus, stack)
+                stack.callback(_start(config, cpus))
         except Exception as error:  # Ray raises a bare Exception when one of its processes does not come up
             where = f"at ray.address {config.address}" if config.address else "on this machine"
             raise DinaError(
@@ -62,14 +65,31 @@ def open_session(config: RayConfig, cpus: float) -> Callable[[], None]:
         return stack.pop_all().close
 
 
-def _start(config: RayConfig, cpus: float, stack: ExitStack) -> None:
+def _start(config: RayConfig, cpus: float) -> Callable[[], None]:
+    """Starts Ray on this machine; again if the machine was too busy for the few seconds that Ray gives itself."""
+    for left in reversed(range(_ATTEMPTS)):
+        with ExitStack() as stack:
+            try:
+                _start_once(config, cpus, stack)
+            except Exception as error:
+                if not left or "timed out" not in str(error):
+                    raise
+                log.warning(
+                    "Ray's processes did not come up in time on this busy machine; starting them again"
+                )
+                continue
+            return stack.pop_all().close
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _start_once(config: RayConfig, cpus: float, stack: ExitStack) -> None:
     # Not mkdtemp's own default: Ray's sockets lie below, and their paths must be short.
     parent = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir=parent))
     stack.callback(watch_over(folder))
     _stay_on_loopback()
     stack.callback(ray.shutdown)
-    with marked(folder), _patience():
+    with marked(folder), _patience(folder):
         ray.init(
             address="local",
             num_cpus=max(usable_cpus(), math.ceil(cpus)),
@@ -82,8 +102,8 @@ def _start(config: RayConfig, cpus: float, stack: ExitStack) -> None:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Ray gives its own node 30 s to come up, in a constant. In here, the question whether it is up waits longer."""
+def _patience(folder: Path) -> Iterator[None]:
+    """In here, Ray waits for its node as long as that lives, and not for the 30 s of a constant."""
     ask = services.get_node
 
     def ask_patiently(*arguments: Any) -> Any:
@@ -92,15 +112,23 @@ def _patience() -> Iterator[None]:
             try:
                 return ask(*arguments)
             except RuntimeError:
-                if time.monotonic() > end:
+                if time.monotonic() > end or not _lives(folder, "raylet"):
                     raise
-                time.sleep(0.2)
+                time.sleep(0.5)
 
     services.get_node = ask_patiently
     try:
         yield
     finally:
         services.get_node = ask
+
+
+def _lives(folder: Path, name: str) -> bool:
+    for process in members(folder):
+        with suppress(psutil.Error):  # gone meanwhile
+            if process.name() == name:
+                return True
+    return False
 
 
 def _stay_on_loopback() -> None:
