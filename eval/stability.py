@@ -78,7 +78,7 @@ class Study:
     arms: dict[str, list[str]]
     swept: list[str]
     entropy_factor: float
-    grad_norm_factor: float
+    grad_norm_factor: float | None
     window: int
     planned: dict[tuple[str, str, int], Path]
     runs: dict[tuple[str, str, int], Run] = field(default_factory=dict)
@@ -114,20 +114,20 @@ def explosion(
     grad_norm: Sequence[float],
     window: int,
     entropy_factor: float,
-    norm_factor: float,
+    norm_factor: float | None = None,
 ) -> int | None:
-    """The first index at which the running mean of the entropy is above ``entropy_factor`` times its start while that
-    of the gradient norm has been above ``norm_factor`` times its own, at this index or before; ``None`` if never.
+    """The first index at which the running mean of the entropy is above ``entropy_factor`` times its start, and that of
+    the gradient norm has been above ``norm_factor`` times its own, at this index or before; ``None`` if never.
 
-    A start is the mean of the first ``window`` values.
+    A start is the mean of the first ``window`` values. Without ``norm_factor``, the entropy decides alone.
     """
     if len(entropy) <= window:
         return None
     start, norm_start = _mean(entropy[:window]), _mean(grad_norm[:window])
     entropies, norms = running_mean(entropy, window), running_mean(grad_norm, window)
-    surged = False
+    surged = norm_factor is None
     for index in range(window, len(entropies)):
-        surged = surged or norms[index] > norm_factor * norm_start
+        surged = surged or norms[index] > (norm_factor or 0.0) * norm_start
         if surged and entropies[index] > entropy_factor * start:
             return index
     return None

@@ -72,10 +72,11 @@ def study(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), written: int = 3) ->
     )
 
 
-def test_an_explosion_needs_entropy_and_gradient_norm() -> None:
+def test_an_explosion_needs_entropy_and_where_asked_for_gradient_norm() -> None:
     rising = [1.0] * 10 + [5.0] * 10
     assert explosion(rising, rising, 5, 2.0, 2.0) == 11  # two of the five values of the running mean
     assert explosion(rising, [1.0] * 20, 5, 2.0, 2.0) is None
+    assert explosion(rising, [1.0] * 20, 5, 2.0) == 11
     assert explosion([1.0] * 20, rising, 5, 2.0, 2.0) is None
     assert explosion(rising, rising, 5, 9.0, 2.0) is None
     assert explosion(rising[:5], rising[:5], 5, 2.0, 2.0) is None
