@@ -198,13 +198,8 @@ class MemoryPlan:
             rows.append(("devices, separate", f"{ranks} × {_size(learner)}, {drawing} × {_size(rollout)}"))
         sent, store = 4 * self.sizes.policy, config.ray.object_store_mb * 2**20
         advice = "" if store > 2 * sent else f"; raise ray.object_store_mb (now {config.ray.object_store_mb})"
-        rows.append(
-            (
-                "main memory for weight sync",
-                f"2 versions × 4 B × {_number(self.sizes.policy)} = {_size(2 * sent)}{advice}",
-            )
-        )
-        return rows
+        versions = f"2 versions × 4 B × {_number(self.sizes.policy)} = {_size(2 * sent)}{advice}"
+        return [*rows, ("object store for weight sync", versions)]
 
 
 def longest_sequence(config: TrainConfig, model: DinaConfig) -> tuple[int, str]:

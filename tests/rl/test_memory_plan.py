@@ -144,7 +144,7 @@ def kept_bytes(model: torch.nn.Module, positions: int, dtype: str) -> int:
 def test_the_rows_add_up_to_devices(folder: Path) -> None:
     rows = dict(plan(folder, learner={"ranks": 2, "zero_stage": 3}).rows())
     assert rows["memory per device, colocated"].startswith("1 × (")
-    assert "raise ray.object_store_mb" not in rows["main memory for weight sync"]
+    assert "raise ray.object_store_mb" not in rows["object store for weight sync"]
     separate = dict(plan(folder, ray={"placement": "separate", "rollout": {"workers": 3}}).rows())
     assert separate["devices, separate"].count(" × ") == 2
     local = dict(plan(folder, rl={"runner": "local"}).rows())
