@@ -20,6 +20,7 @@ from dina.rl.cluster.reactor import Reactor
 from dina.rl.config import TrainConfig
 from dina.rl.environment import pick_device
 from dina.rl.local_roles import open_learner
+from dina.rl.memory import keep_freed_memory
 from dina.rl.ranks import free_port, init_rank
 from dina.rollout.protocol import Sample
 from dina.rollout.weight_transport import pack_weights
@@ -35,6 +36,7 @@ class LearnerWorker:
         return free_port(address)
 
     def open(self, config: TrainConfig, rank: int, address: str, port: int) -> None:
+        keep_freed_memory()
         self.rank = rank
         if config.learner.ranks > 1:
             device = pick_device(config.run.device)

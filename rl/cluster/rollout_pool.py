@@ -16,6 +16,7 @@ from dina.rl.cluster.pool import Call, Limits, WorkerPool
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.config import TrainConfig
 from dina.rl.engines import open_engine
+from dina.rl.memory import keep_freed_memory
 from dina.rl.roles import Deliver
 from dina.rollout.protocol import Prompt, Request, Sample
 from dina.rollout.weight_transport import Packed, pack_weights, unpack_weights
@@ -27,6 +28,7 @@ class RolloutWorker:
     """The actor: one engine, made from the recipe."""
 
     def open(self, config: TrainConfig) -> None:
+        keep_freed_memory()
         self.engine = open_engine(
             Path(config.model.path),
             config.rollout,
