@@ -73,17 +73,22 @@ def cases(tag: str, count: int, seed: int) -> Iterator[Case]:
 
 
 def scores(judge: SelfJudgeReward, found: list[Case]) -> tuple[list[float], list[float]]:
-    """The judge's scores of the true and of the altered concepts, of the cases that it has questions for."""
-    both = [[case.true.checks for case in found], [case.altered.checks for case in found]]
-    images = [case.image for case in found]
+    """The judge's scores of the true and of the altered concepts, of the cases that its questions tell apart."""
+    told = [case for case in found if _questions(judge, case.true) != _questions(judge, case.altered)]
     true, altered = (
         judge(
-            [""] * len(images), images, **{key: [row.get(key) for row in rows] for key in ("include", "text")}
+            [""] * len(told),
+            [case.image for case in told],
+            **{name: [concept.checks.get(name) for concept in side] for name in ("include", "text")},
         )
-        for rows in both
+        for side in ([case.true for case in told], [case.altered for case in told])
     )
     pairs = [(a, b) for a, b in zip(true, altered, strict=True) if a is not None and b is not None]
     return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _questions(judge: SelfJudgeReward, concept: Concept) -> list[tuple[str, str]]:
+    return list(judge.questions("", concept.checks))
 
 
 def measure(model: str, questions: str, per_tag: int, seed: int) -> Iterator[tuple[str, Interval]]:

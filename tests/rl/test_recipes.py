@@ -27,6 +27,10 @@ KINDS: dict[str, type[BaseModel]] = {
     "scenes/stability_t2i": StabilityRecipe,
     "scenes/t2i_grpo": TrainConfig,
     "scenes/quickstart": TrainConfig,
+    "scenes/three_rewards": TrainConfig,
+    "digits/tokenizer": TokenizerRecipe,
+    "digits/sft": SftRecipe,
+    "digits/grpo": TrainConfig,
 }
 
 
@@ -39,7 +43,7 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     load_recipe(name, [], KINDS[name])
 
 
-@pytest.mark.parametrize("name", ["scenes/t2i_grpo", "scenes/quickstart"])
+@pytest.mark.parametrize("name", ["scenes/t2i_grpo", "scenes/quickstart", "scenes/three_rewards"])
 def test_shipped_training_starts_from_files_that_ship(name: str) -> None:
     config = load_recipe(name, [], TrainConfig)
     assert isinstance(config.data.train, str)
