@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from dina.eval.runs import reward_specs
 from dina.rewards.held_out import HeldOutWatch
 from dina.rewards.protocol import watched_pairs
 
-START = 10
+START = 5
 """Values of a metric, from its first on, whose median is the run's start."""
 MOST_ALERTS = 200
 
@@ -58,9 +58,9 @@ class Rule:
     stop: bool = False
     off: bool = False
 
-    def condition(self) -> str:
-        """In words, for a table of rules."""
-        names = ", ".join(self.metrics)
+    def condition(self, quote: str = "") -> str:
+        """In words, for a table of rules; ``quote`` goes around the names of metrics."""
+        names = ", ".join(f"{quote}{name}{quote}" for name in self.metrics)
         span = f" for {self.steps} steps" if self.steps > 1 else ""
         words = {
             "above": f"{names} above {self.limit:g}{span}",
@@ -113,7 +113,7 @@ RULES = (
         ("entropy",),
         "falls",
         0.1,
-        10,
+        5,
         "collapse",
         "go back to an earlier checkpoint; lower optim.learning_rate, set algorithm.entropy_coef (0.001) or "
         "algorithm.beta (0.01)",
@@ -294,9 +294,8 @@ class AlertWatch:
     def __init__(self, rules: Sequence[Rule] | None = None, pairs: Sequence[tuple[str, str]] = ()) -> None:
         self.rules = [rule for rule in (RULES if rules is None else rules) if not rule.off]
         self.alerts: list[Alert] = []
-        self._held_out = {
-            rule.name: HeldOutWatch(pairs, rule.steps) for rule in self.rules if rule.kind == "diverges"
-        }
+        diverging = [rule for rule in self.rules if rule.kind == "diverges" and pairs]
+        self._held_out = [(rule, HeldOutWatch(pairs, rule.steps)) for rule in diverging]
         self._broken: set[str] = set()
         self._watched: dict[str, list[_Watched]] = {}
         self._active: dict[tuple[str, str], Alert] = {}
@@ -317,17 +316,17 @@ class AlertWatch:
             watches = self._watched.get(name)
             if watches is None:
                 watches = self._watched[name] = self._watch(name)
-            finite = value is not None and math.isfinite(value)
-            if not finite or name in self._broken:
-                fresh += self._look_for_numbers(name, step, value, finite)
-            if value is not None and finite:
-                for watched in watches:
-                    fresh += self._settle(watched.rule, name, step, value, watched.look(value))
-        for rule in self.rules:
-            if rule.kind == "diverges":
-                known = {name: value for name, value in metrics.items() if value is not None}
-                for text in self._held_out[rule.name].warnings(known):
-                    fresh.append(self._keep(Alert(rule, rule.metrics[0], step, math.nan, text, until=step)))
+            if value is None or not math.isfinite(value):
+                fresh += self._look_for_numbers(name, step, value, finite=False)
+                continue
+            if self._broken and name in self._broken:
+                fresh += self._look_for_numbers(name, step, value, finite=True)
+            for watched in watches:
+                fresh += self._settle(watched.rule, name, step, value, watched.look(value))
+        for rule, held_out in self._held_out:
+            known = {name: value for name, value in metrics.items() if value is not None}
+            for text in held_out.warnings(known):
+                fresh.append(self._keep(Alert(rule, rule.metrics[0], step, math.nan, text, until=step)))
         return fresh
 
     def _look_for_numbers(self, name: str, step: int, value: float | None, finite: bool) -> list[Alert]:
@@ -364,41 +363,37 @@ class AlertWatch:
         ]
 
 
-@dataclass
 class _Watched:
     """One metric under one rule."""
 
-    rule: Rule
-    name: str
-    start: list[float] = field(default_factory=list)
-    last: deque[float] = field(default_factory=deque)
+    def __init__(self, rule: Rule, name: str) -> None:
+        self.rule, self.name = rule, name
+        self.start: list[float] = []
+        self.last: deque[float] = deque(maxlen=rule.steps)
+        self._up, self._relative = rule.kind in ("above", "rises"), rule.kind in ("rises", "falls")
+        self._limit = rule.limit
 
     def look(self, value: float) -> str:
         """Why the rule holds now; empty if it does not."""
-        relative = self.rule.kind in ("rises", "falls")
-        if relative and len(self.start) < START:
+        if self._relative and len(self.start) < START:
             self.start.append(value)
+            self._limit = self._limit_from(median(self.start))
             return ""
         self.last.append(value)
-        if len(self.last) > self.rule.steps:
-            self.last.popleft()
         if len(self.last) < self.rule.steps:
             return ""
-        return self._against(median(self.start) if relative else None)
+        holds = min(self.last) > self._limit if self._up else max(self.last) < self._limit
+        return self._text(value) if holds else ""
 
-    def _against(self, start: float | None) -> str:
-        rule, limit = self.rule, self.rule.limit
-        up = rule.kind in ("above", "rises")
-        if start is not None:
-            limit *= start
-            limit = max(limit, start + rule.least) if up else min(limit, start - rule.least)
-        nearest = min(self.last) if up else max(self.last)
-        if not (nearest > limit if up else nearest < limit):
-            return ""
-        side = "above" if up else "below"
-        span = f" in {rule.steps} steps in a row" if rule.steps > 1 else ""
-        origin = f" (it began at {start:.3g})" if start is not None else ""
-        return f"{self.name} is {self.last[-1]:.3g}, {side} {limit:.3g}{span}{origin}"
+    def _limit_from(self, start: float) -> float:
+        limit, least = self.rule.limit * start, self.rule.least
+        return max(limit, start + least) if self._up else min(limit, start - least)
+
+    def _text(self, value: float) -> str:
+        side = "above" if self._up else "below"
+        span = f" in {self.rule.steps} steps in a row" if self.rule.steps > 1 else ""
+        origin = f" (it began at {median(self.start):.3g})" if self.start else ""
+        return f"{self.name} is {value:.3g}, {side} {self._limit:.3g}{span}{origin}"
 
 
 def first_steps(alerts: Iterable[Alert]) -> dict[str, list[int]]:

@@ -78,7 +78,7 @@ def line_chart(
         return Markup("")
     xs = sorted({x for line in lines for x in line.x})
     across = _across(xs)
-    up, ticks = _vertical(lines, log, zero, top)
+    up, ticks = _vertical(lines, log, zero, top, 0.01 if percent else 1.0)
     drawing = Markup("").join(
         [
             _grid(up, ticks),
@@ -156,7 +156,7 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]], unit: str = "s") -> Mar
     )
     items = Markup("").join(
         Markup('<li><span class="swatch" style="background:{}"></span>{} <b>{} {}</b> {:.0f} %</li>').format(
-            color, name, _number(size, False), unit, 100 * size / total
+            color, name, f"{size:.3g}", unit, 100 * size / total
         )
         for name, size, color in parts
     )
@@ -258,7 +258,10 @@ def _edges(xs: Sequence[float]) -> list[float]:
     return [2 * xs[0] - middles[0], *middles, 2 * xs[-1] - middles[-1]]
 
 
-def _vertical(lines: Sequence[Line], log: bool, zero: bool, top: float | None) -> tuple[_Scale, list[float]]:
+def _vertical(
+    lines: Sequence[Line], log: bool, zero: bool, top: float | None, least: float
+) -> tuple[_Scale, list[float]]:
+    """The axis and its ticks; ``least`` is the length of one that shows nothing but zeros."""
     groups = [group for line in lines for group in (line.y, line.faint or (), *(line.band or ()))]
     values = [value for group in groups for value in group if math.isfinite(value)]
     if log and any(value > 0 for value in values):
@@ -266,7 +269,7 @@ def _vertical(lines: Sequence[Line], log: bool, zero: bool, top: float | None) -
     low, high = min(values), max(values)
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
     if zero and low == high:
-        high = 0.01
+        high = least
     high = max(high, top) if top is not None else high
     if high - low < 1e-12 * max(1.0, abs(high)):
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)

@@ -43,6 +43,7 @@ class Panel:
         kind: ``lines``; ``reward`` has the mean of a few steps and the deviation as a band; ``heat`` is a heat
             map with a row per name; ``each`` is a chart per name.
         rewards: take the rewards that are trained on, or the held-out ones, alone.
+        smooth: draw the mean of a few steps, where single steps are noise.
         shares: leave out names that go beyond 1, which would press the others flat.
         absent: why it may have nothing to show.
     """
@@ -56,6 +57,7 @@ class Panel:
     kind: Literal["lines", "reward", "heat", "each"] = "lines"
     rewards: Literal["all", "trained", "held_out"] = "all"
     shares: bool = False
+    smooth: bool = False
     absent: str = ""
 
     @property
@@ -76,17 +78,18 @@ class Panel:
 PANELS: dict[str, tuple[Panel, ...]] = {
     "learning": (
         Panel("Reward", ("reward",), kind="reward"),
-        Panel("Reward by task", ("task/<task>/reward",)),
+        Panel("Reward by task", ("task/<task>/reward",), smooth=True),
         Panel("Held-out scores during the run", ("eval/overall", "eval/<tag>"), absent="data.eval_steps is 0"),
-        Panel("Reward by source", ("rewards/<reward>/mean",), rewards="trained"),
+        Panel("Reward by source", ("rewards/<reward>/mean",), rewards="trained", smooth=True),
         Panel(
             "Held-out rewards",
             ("rewards/<reward>/mean",),
             note="Logged and never trained on: if they fall while the others rise, the reward is being gamed.",
             rewards="held_out",
+            smooth=True,
             absent="no reward of the recipe is held out",
         ),
-        Panel("Parts of the rewards", ("rewards/<reward>/<part>",), shares=True),
+        Panel("Parts of the rewards", ("rewards/<reward>/<part>",), shares=True, smooth=True),
         Panel("Sequences kept", ("filter/kept",), top=1.0),
         Panel(
             "Groups without signal, failed scores",
@@ -174,8 +177,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("Learning rate", ("learning_rate",)),
     ),
     "time": (
-        Panel("Seconds per step", ("step_time", "timing_s/<phase>"), zero=True),
-        Panel("Seconds of each reward", ("rewards/<reward>/seconds",), zero=True),
+        Panel("Time per step", ("step_time", "timing_s/<phase>"), zero=True),
+        Panel("Time of each reward", ("rewards/<reward>/seconds",), zero=True),
         Panel("Tokens per step", ("num_tokens",)),
     ),
     "queue": (
@@ -258,12 +261,17 @@ def _draw(panel: Panel, curves: Curves, marks: Marks) -> list[Drawn]:
 def _lines(
     panel: Panel, row: Metric, title: str, names: Sequence[str], curves: Curves, marks: Marks
 ) -> Markup:
-    lines = [_line(name, number, curves.curve(name)) for number, name in enumerate(names)]
+    drawn = [curves.curve(name) for name in names]
+    window = max((smoothing(len(curve.y)) for curve in drawn), default=1) if panel.smooth else 1
+    lines = [
+        _line(name, number, smooth(curve, window))
+        for number, (name, curve) in enumerate(zip(names, drawn, strict=True))
+    ]
     return line_chart(
         title,
         lines,
         unit="" if row.unit == "share" else row.unit,
-        note=panel.note,
+        note=" ".join(filter(None, [panel.note, f"Mean of {window} points." if window > 1 else ""])),
         percent=row.unit == "share",
         log=panel.log,
         zero=panel.zero,
@@ -271,6 +279,21 @@ def _lines(
         limits=(row.low, row.high),
         marks=marks(names),
     )
+
+
+def smoothing(points: int) -> int:
+    """How many points are averaged, where single ones are noise."""
+    return max(1, points // 15)
+
+
+def smooth(curve: Curve, window: int) -> Curve:
+    """Means of the last ``window`` points, of the extremes too."""
+    if window == 1:
+        return curve
+    low, high = (
+        None if values is None else running_mean(values, window) for values in (curve.low, curve.high)
+    )
+    return Curve(curve.x, running_mean(curve.y, window), low, high)
 
 
 def _line(name: str, number: int, curve: Curve) -> Line:
@@ -291,7 +314,7 @@ def _reward(curves: Curves, names: Sequence[str], marks: Marks) -> Markup:
     curve = curves.curve("reward")
     spread = curves.curve("reward_std") if "reward_std" in curves.names else Curve((), ())
     by_step = dict(zip(spread.x, spread.y, strict=True))
-    window = max(1, len(curve.y) // 15)
+    window = smoothing(len(curve.y))
     mean = running_mean(curve.y, window)
     std = running_mean([by_step.get(step, math.nan) for step in curve.x], window)
     band = ([m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)])

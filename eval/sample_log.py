@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dina.errors import DinaError
 from dina.eval.growing import GrowingFile
 from dina.eval.pictures import Picture, png_bytes, read_picture
 
@@ -212,8 +213,9 @@ class SampleIndex:
             chosen &= (column["step"] >= steps[0]) & (column["step"] <= steps[1])
         numbers = np.flatnonzero(chosen)
         if order == "step":
-            # Within a step as they were drawn.
-            return numbers[np.argsort(-column["step"][numbers], kind="stable")]
+            # Within a step, what can be seen comes first.
+            unseen = flags[numbers] & _PICTURE == 0
+            return numbers[np.lexsort((numbers, unseen, -column["step"][numbers]))]
         values = column["reward"] if order == "reward" else -column["difference"]
         return numbers[np.argsort(values[numbers], kind="stable")]
 
@@ -223,9 +225,16 @@ class SampleIndex:
         return np.unique(self._columns["step"][: self._count][flags & _PICTURE > 0])
 
     def read(self, numbers: Sequence[int] | NDArray[np.int64]) -> list[SampleRecord]:
-        """The records themselves."""
+        """The records themselves.
+
+        Raises:
+            DinaError: the file was changed by hand.
+        """
         offsets = [int(self._columns["offset"][number]) for number in numbers if 0 <= number < self._count]
-        return [SampleRecord.from_json(json.loads(line)) for line in self._file.lines_at(offsets)]
+        try:
+            return [SampleRecord.from_json(json.loads(line)) for line in self._file.lines_at(offsets)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DinaError(f"{self._file.path} holds a damaged record: {error}") from None
 
     def picture(self, path: str | None) -> Picture | None:
         """A kept picture; None where it is gone."""
@@ -252,21 +261,48 @@ class SampleIndex:
 
     def _add(self, offset: int, line: bytes) -> None:
         try:
-            record = json.loads(line)
-            step, reward, worst = int(record["step"]), record["reward"], record["worst"]
-            failed = any(entry["failed"] for entry in record["scores"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            step, reward, difference, flags = _summary(line)
+        except ValueError:
             return  # a damaged line
-        flags = _DROPPED * bool(record.get("drops")) | _FAILED * failed
-        flags |= _PICTURE * bool(record.get("picture"))
-        # A difference that is no number is worse than any number; a sample without a reward comes last.
-        difference = 0.0 if worst is None else np.inf if worst["difference"] is None else worst["difference"]
-        values = (offset, step, np.inf if reward is None else reward, difference, flags)
         if self._count == len(self._columns["offset"]):
             self._columns = {n: np.concatenate([c, np.empty_like(c)]) for n, c in self._columns.items()}
-        for column, value in zip(self._columns.values(), values, strict=True):
+        for column, value in zip(
+            self._columns.values(), (offset, step, reward, difference, flags), strict=True
+        ):
             column[self._count] = value
         self._count += 1
+
+
+def _summary(line: bytes) -> tuple[int, float, float, int]:
+    """(step, reward, |Δp|, flags) of a record.
+
+    A sample without a reward comes last and a difference that is no number first, so both are infinite.
+
+    A line has one form, which ``append_records`` gives it, and a text's own quotation marks are escaped in it; so these
+    few can be found without parsing the whole, which would take most of the time that a large run needs to open.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    if not line.endswith(b"}"):
+        raise ValueError("the line is cut")
+    step = int(_after(line, b'{"step": '))
+    reward, difference = _after(line, b'"reward": '), b"0"
+    if b'"worst": {' in line:
+        difference = _after(line, b'"worst": {"difference": ')
+    flags = _DROPPED * (b'"drops": [{' in line) | _FAILED * (b'"failed": true' in line)
+    flags |= _PICTURE * (b'"picture": "' in line)
+    return step, _number(reward), _number(difference), flags
+
+
+def _number(text: bytes) -> float:
+    return float("inf") if text == b"null" else float(text)
+
+
+def _after(line: bytes, key: bytes) -> bytes:
+    """What stands between ``key`` and the next comma."""
+    start = line.index(key) + len(key)
+    return line[start : line.index(b",", start)]
 
 
 def _read(kind: Any, data: Mapping[str, Any]) -> Any:

@@ -419,11 +419,50 @@ def compare(
 
 
 @app.command()
-def doctor() -> None:
-    """Checks this machine: versions, devices, threads, memory, and what is missing for which feature."""
-    from dina.rl.doctor import run_doctor
+def dashboard(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or folders that hold some")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8901,
+    host: Annotated[
+        str, typer.Option(help="127.0.0.1 or ::1; other machines are never let in")
+    ] = "127.0.0.1",
+) -> None:
+    """Shows runs in the browser, while they train and afterwards: curves, samples, health, comparisons.
 
-    raise typer.Exit(run_doctor())
+    The page is served to this machine alone and changes nothing.
+
+    [bold]Examples[/bold]
+
+    dina dashboard runs/t2i_grpo
+
+    dina dashboard runs/seed-0 runs/seed-1 runs/no-filters
+    """
+    from dina.rl.dashboard import show
+
+    show(runs, host, port, lambda address: _say(f"The dashboard is at {address} (Ctrl-C ends it)"))
+
+
+@app.command()
+def doctor(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run's folder; without it, this machine is checked")
+    ] = None,
+) -> None:
+    """Checks this machine: versions, devices, threads, memory, and what is missing for which feature.
+
+    With a run's folder: says what went wrong with the run and what to try, and lists the rules by which it was judged.
+    Ends with 1 if something is wrong.
+
+    [bold]Examples[/bold]
+
+    dina doctor
+
+    dina doctor runs/t2i_grpo
+    """
+    from dina.rl.doctor import examine_run, run_doctor
+
+    raise typer.Exit(run_doctor() if run is None else examine_run(run))
 
 
 def _stderr() -> Console:

@@ -1,10 +1,11 @@
-"""``dina doctor``: what this machine has, what is missing for which feature, and what to do."""
+"""``dina doctor``: what this machine has, what is missing for which feature, and what to do; or what ails a run."""
 
 from __future__ import annotations
 
 import importlib
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,19 +18,26 @@ from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import dina
+from dina.eval.alerts import configured
+from dina.eval.diagnosis import TITLES, Diagnosis, diagnose
+from dina.eval.sample_log import SampleRecord
+from dina.eval.tables import number
 from dina.rl.environment import cpu_name, git_state, memory_gib, usable_cpus
 from dina.rl.recipe import RECIPES
 
 DISTRIBUTION = "dina-rl"
 FEATURES = {
+    "dashboard": "dina dashboard",
     "wandb": "metrics on Weights & Biases (run.report_to)",
     "lora": "LoRA in dina sft",
     "deepspeed": "DeepSpeed in dina sft",
     "dev": "make test and make lint",
 }
 _MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
+_NOTABLE = 0.01
 _MIN_MEMORY_GIB, _MIN_DISK_GIB = 4.0, 2.0
 
 State = Literal["ok", "missing", "warning"]
@@ -67,6 +75,22 @@ def run_doctor(console: Console | None = None) -> int:
     return 0
 
 
+def examine_run(folder: Path, console: Console | None = None) -> int:
+    """Prints what went wrong with a run, what to try, and the rules; returns 1 if it is sick, else 0.
+
+    Raises:
+        DinaError: the folder is no run's.
+    """
+    console = console or Console()
+    found = diagnose(folder)
+    _print_causes(found, console)
+    for record in found.samples:
+        console.print(Text(f"  sample of step {record.step}: {_sample_text(record)}"))
+    console.print(_rule_table(found))
+    console.print(Text(f"Look closer: dina dashboard {folder}"))
+    return 0 if found.healthy else 1
+
+
 def machine() -> Iterator[Finding]:
     """Versions, processor, threads, GPUs, memory and disk."""
     git = git_state(Path(dina.__file__).resolve().parent)
@@ -91,6 +115,63 @@ def machine() -> Iterator[Finding]:
     low = space < _MIN_DISK_GIB
     todo = "checkpoints need room: free some, or set run.output_dir" if low else ""
     yield Finding("disk", "warning" if low else "ok", f"{space:.1f} GiB free in this folder", todo)
+
+
+def _print_causes(found: Diagnosis, console: Console) -> None:
+    steps = int(found.run.metrics[-1]["step"]) if found.run.metrics else 0
+    if (outcome := found.outcome) is not None and outcome.state == "failed":
+        console.print(Text(f"The run failed after step {outcome.step}: {outcome.error}", style="red"))
+    if not found.findings:
+        text = f"No rule fired in {steps} steps." if steps else "The run has logged no step."
+        console.print(Text(text, style="green" if found.healthy and steps else "yellow"))
+    for place, finding in enumerate(found.findings, start=1):
+        console.print(Text(f"{place}. {finding.title}", style="bold red"))
+        for line in finding.evidence:
+            console.print(Text(f"   • {line}"))
+        for cause in finding.follows:
+            console.print(Text(f"   → from this follows: {TITLES[cause].lower()}"))
+        for line in finding.advice:
+            console.print(Text(f"   try: {line}", style="green"))
+
+
+def _sample_text(record: SampleRecord) -> str:
+    text = f"{record.prompt!r}: {record.reason or 'no reward'}"
+    worst = record.worst
+    if (
+        worst is None
+        or worst.p_sampler is None
+        or worst.p_actor is None
+        or (worst.difference or 0) < _NOTABLE
+    ):
+        return text
+    place = (
+        f"token {worst.token!r}"
+        if worst.row is None
+        else f"row {worst.row + 1}, column {(worst.column or 0) + 1}"
+    )
+    return (
+        f"{text}; worst action {worst.channel} at {place}: p_sampler {number(worst.p_sampler)}, p_actor "
+        f"{number(worst.p_actor)}"
+    )
+
+
+def _rule_table(found: Diagnosis) -> Table:
+    """Every rule, its limit in this run, and what it found."""
+    table = Table(
+        "rule",
+        "fires on",
+        "",
+        title="Rules (alerts: in the recipe)",
+        title_justify="left",
+        title_style="bold",
+    )
+    fired = Counter(alert.rule.name for alert in found.watch.alerts)
+    for rule in configured(found.run.config.get("alerts")):
+        state, style = (f"fired {fired[rule.name]}×", "red") if fired[rule.name] else ("–", "green")
+        if rule.off:
+            state, style = "off", "yellow"
+        table.add_row(rule.name, escape(rule.condition()), f"[{style}]{state}[/]")
+    return table
 
 
 def _gpus() -> Finding:

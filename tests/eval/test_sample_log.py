@@ -56,7 +56,7 @@ def rows(index: SampleIndex, **how) -> list[tuple[int, int]]:
 
 def test_samples_are_found_by_order_and_verdict(run: Path) -> None:
     index = index_of(run)
-    assert rows(index) == [(2, 0), (2, 5), (1, 0), (1, 1)]
+    assert rows(index) == [(2, 5), (2, 0), (1, 0), (1, 1)]
     assert rows(index, order="reward") == [(1, 1), (2, 5), (1, 0), (2, 0)]
     # A difference that is no number is the worst of all.
     assert rows(index, order="difference") == [(2, 5), (1, 1), (2, 0), (1, 0)]

@@ -18,7 +18,7 @@ from dina.rl.config import TrainConfig
 from dina.rl.recipe import load_recipe
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
-EXPLAINED = ("quickstart", "train", "sft", "tokenizer", "generate", "evaluate", "compare")
+EXPLAINED = ("quickstart", "train", "sft", "tokenizer", "generate", "evaluate", "compare", "dashboard", "doctor")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -20,6 +20,7 @@ pytest.importorskip("ray")
 import ray
 
 from dina.errors import DinaError
+from dina.eval.metric_table import undescribed
 from dina.rl.cluster.pool import Limits
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.cluster.reward_pool import RewardPool, RewardWorker
@@ -97,6 +98,7 @@ def test_a_run_over_ray_is_the_local_run(world: Path, local: Path, tmp_path: Pat
     lines = all_metrics(run)
     assert all(line["probe/max_logp_diff"] < 1e-4 and line["staleness/max"] == 0 for line in lines)
     assert all(line["faults/rollout_restarts"] == line["faults/reward_restarts"] == 0 for line in lines)
+    assert undescribed(name for line in lines for name in line) == []
 
 
 def test_killed_workers_are_replaced_and_their_work_is_redone(

@@ -1,0 +1,1 @@
+"""``dina dashboard``: a local page on runs, while they train and afterwards."""
