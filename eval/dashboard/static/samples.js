@@ -59,7 +59,7 @@ export async function openSample(run, number) {
   const entry = await ask(`${runPath(run)}/samples/${number}`);
   const dialog = document.getElementById("sample");
   const close = () => dialog.close();
-  dialog.replaceChildren(
+  dialog.replaceChildren(...[
     el("div", { class: "row head" }, badge(entry.verdict), el("span", { class: "soft" }, `step ${entry.step} · ${entry.tag}`), el("button", { type: "button", class: "close", onclick: close, "aria-label": "Close" }, "×")),
     el("h2", {}, entry.prompt),
     picture(run, entry),
@@ -68,7 +68,7 @@ export async function openSample(run, number) {
     worst(entry),
     scores(entry),
     facts(entry),
-  );
+  ].filter(Boolean));
   if (!dialog.open) dialog.showModal();
   dialog.onclick = (event) => { if (event.target === dialog) close(); };
 }
