@@ -18,7 +18,17 @@ from dina.rl.config import TrainConfig
 from dina.rl.recipe import load_recipe
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
-EXPLAINED = ("quickstart", "train", "sft", "tokenizer", "generate", "evaluate", "compare", "dashboard", "doctor")
+EXPLAINED = (
+    "quickstart",
+    "train",
+    "sft",
+    "tokenizer",
+    "generate",
+    "evaluate",
+    "compare",
+    "dashboard",
+    "doctor",
+)
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
