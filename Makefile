@@ -11,6 +11,8 @@ TEST_THREADS ?= 1
 help:
 	@echo "make quickstart   set up .venv if needed, then train the small model and report what improved"
 	@echo "make test         set up .venv if needed, then run the tests"
+	@echo "make bench        measure speed against vLLM, TRL and plain copies; writes runs/bench"
+	@echo "make soak         200 steps over Ray: does anything grow? writes runs/soak"
 	@echo "make lint         ruff (lint and format), mypy and the import directions"
 	@echo "make format       let ruff mend what it can"
 	@echo "make docs         write docs/metrics.md from the table of metrics"
@@ -44,6 +46,15 @@ quickstart: setup
 
 test: setup
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(TESTS)
+
+.PHONY: bench soak
+
+# One part or a glance: make bench BENCH="--only sync learner", make bench BENCH=--quick
+bench: setup
+	$(BIN)/python -m dina.rl.bench $(BENCH)
+
+soak: setup
+	$(BIN)/python -m dina.rl.bench.soak $(SOAK)
 
 lint: setup
 	$(BIN)/ruff check .

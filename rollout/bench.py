@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,21 @@ def main() -> None:
     print(table(rows))
 
 
-def save_large(source: Path, folder: Path) -> None:
-    """The checkpoint at ``source`` with another policy: 12 layers of width 768 and two depth layers of 256."""
+def save_large(source: Path, folder: Path, layers: int = 12) -> None:
+    """The checkpoint at ``source`` with ``large_config`` and random weights."""
     checkpoint = load_checkpoint(source)
-    fields = checkpoint.model.config.to_dict()
+    torch.manual_seed(0)
+    model = DinaForConditionalGeneration(large_config(checkpoint.model.config, layers)).eval()
+    save_checkpoint(Checkpoint(model, checkpoint.processor, checkpoint.visual_tokenizer), folder)
+
+
+def large_config(config: DinaConfig, layers: int = 12) -> DinaConfig:
+    """The same vocabulary and codes with a backbone of width 768 and two depth layers of 256."""
+    fields = config.to_dict()
     fields["text_config"] |= {
         "hidden_size": 768,
         "intermediate_size": 2048,
-        "num_hidden_layers": 12,
+        "num_hidden_layers": layers,
         "num_attention_heads": 12,
         "num_key_value_heads": 12,
         "layer_types": None,
@@ -79,9 +87,7 @@ def save_large(source: Path, folder: Path) -> None:
         "image_head_transformer_dims": 256,
         "image_head_transformer_ffn_scale": 8,
     }
-    torch.manual_seed(0)
-    model = DinaForConditionalGeneration(DinaConfig(**fields)).eval()
-    save_checkpoint(Checkpoint(model, checkpoint.processor, checkpoint.visual_tokenizer), folder)
+    return DinaConfig(**fields)
 
 
 def measure(name: str, folder: Path, scratch: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -105,39 +111,59 @@ def measure(name: str, folder: Path, scratch: Path, options: argparse.Namespace)
                 "torch": partial(draw_all, partial(generate, model), requests, sampling, options.dtype),
                 "backbone": partial(draw_text, backbone, prompt.text_ids[0].tolist(), size),
             }
-            for run in runs.values():
-                run()
-            row = {"model": name, "batch": size, **time_in_turns(runs, size, options.repeats, clock)}
+            row = {"model": name, "batch": size, **measure_rates(runs, size, options.repeats, clock)}
             rows.append(row)
             print(json.dumps(row), flush=True)
     return rows
 
 
-def time_in_turns(
+@dataclass
+class Turns:
+    """Seconds of each repetition of one run, on the clock and of the process's CPUs."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+def take_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Turns]:
+    """Times ``runs`` one after the other, again and again, so that a busy machine slows all of them.
+
+    Each runs once beforehand, untimed.
+    """
+    for run in runs.values():
+        run()
+    turns = {name: Turns() for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            turns[name].wall.append(time.perf_counter() - wall)
+            turns[name].cpu.append(time.process_time() - cpu)
+    return turns
+
+
+def measure_rates(
     runs: dict[str, Callable[[], Any]], size: int, repeats: int, clock: DepthClock
 ) -> dict[str, float]:
     """Median positions per second of each run, of the process's CPU time too, and the depth head's share."""
-    walls: dict[str, list[float]] = {name: [] for name in runs}
-    busy: dict[str, list[float]] = {name: [] for name in runs}
     shares = []
-    for _ in range(repeats):
-        for name, run in runs.items():
-            with clock if name == "vllm" else ExitStack():
-                wall, cpu = time.perf_counter(), time.process_time()
-                run()
-                walls[name].append(time.perf_counter() - wall)
-                busy[name].append(time.process_time() - cpu)
-            if name == "vllm":
-                shares.append(clock.seconds / walls[name][-1])
-    rate = {name: size * POSITIONS / statistics.median(values) for name, values in walls.items()}
-    work = {f"{name}_cpu": size * POSITIONS / statistics.median(values) for name, values in busy.items()}
+
+    def with_clock(run: Callable[[], Any]) -> None:
+        start = time.perf_counter()
+        with clock:
+            run()
+        shares.append(clock.seconds / (time.perf_counter() - start))
+
+    turns = take_turns(runs | {"vllm": partial(with_clock, runs["vllm"])}, repeats)
+    rate = {name: size * POSITIONS / statistics.median(turn.wall) for name, turn in turns.items()}
+    work = {f"{name}_cpu": size * POSITIONS / statistics.median(turn.cpu) for name, turn in turns.items()}
     return {
         **{name: round(value, 1) for name, value in (rate | work).items()},
         "of_backbone": round(rate["vllm"] / rate["backbone"], 3),
         "of_backbone_cpu": round(work["vllm_cpu"] / work["backbone_cpu"], 3),
         "of_torch": round(rate["vllm"] / rate["torch"], 3),
         "of_torch_cpu": round(work["vllm_cpu"] / work["torch_cpu"], 3),
-        "depth_share": round(statistics.median(shares), 3),
+        "depth_share": round(statistics.median(shares[1:]), 3),
     }
 
 

@@ -21,6 +21,9 @@ import ray
 
 from dina.errors import DinaError
 from dina.eval.metric_table import undescribed
+from dina.rl.bench import scaling
+from dina.rl.bench.options import Options
+from dina.rl.bench.sync import measure_sync
 from dina.rl.cluster.pool import Limits
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.cluster.reward_pool import RewardPool, RewardWorker
@@ -296,3 +299,16 @@ def test_a_silent_worker_is_replaced(world: Path, local: Path, tmp_path: Path) -
     finally:
         pool.close()
     assert wait_until(lambda: gone([pid]))
+
+
+def test_the_benchmark_times_weights_and_workers(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "SCORERS", 1)
+    overrides = ("rollout.engine=torch", f"data.train={world / 'train.jsonl'}", "data.tags=null")
+    options = Options(tmp_path, quick=True, overrides=overrides, checkpoint=world / "checkpoint")
+    (row,) = measure_sync(options)
+    assert 0 < row["sync_gb_s"] < row["copy_gb_s"]
+    row = scaling.measure(options, workers=1, mode="async")
+    assert row["staleness"] == 1 and row["steps_s"] > 0
+    assert row["positions_s"] > row["steps_s"] * scaling.PROMPTS * scaling.GENERATIONS
