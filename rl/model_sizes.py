@@ -94,7 +94,7 @@ def _ngram_tables(config: DinaConfig) -> int:
     if not ratio:
         return 0
     text: Any = config.text_config
-    tables = config.emb_split_num * (config.emb_neighbor_num - 1)  # type: ignore[attr-defined]
+    tables = config.emb_split_num * (config.emb_neighbor_num - 1)
     width = text.hidden_size // tables
     rows = sum(ratio * config.text_vocab_size + 2 * index + 1 for index in range(tables))
     return int(rows * width + tables * width * text.hidden_size)
