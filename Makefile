@@ -6,11 +6,12 @@ STAMP := $(VENV)/.installed
 TEST_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format docs clean
+.PHONY: help setup quickstart test served-judge lint format docs clean
 
 help:
 	@echo "make quickstart   set up .venv if needed, then train the small model and report what improved"
 	@echo "make test         set up .venv if needed, then run the tests"
+	@echo "make served-judge serve a tiny vision language model by vLLM and let it score a training run"
 	@echo "make bench        measure speed against vLLM, TRL and plain copies; writes runs/bench"
 	@echo "make soak         200 steps over Ray: does anything grow? writes runs/soak"
 	@echo "make lint         ruff (lint and format), mypy and the import directions"
@@ -46,6 +47,9 @@ quickstart: setup
 
 test: setup
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(TESTS)
+
+served-judge: setup
+	$(BIN)/python -m tests.rewards.served_judge
 
 .PHONY: bench soak
 

@@ -1,4 +1,4 @@
-"""The example of docs/rewards.md does what the page says."""
+"""The pages on rewards say what is so."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from dina.rewards.registry import BUILTIN
 from dina.rewards.suite import RewardSuite
 from tests.rewards.samples import answer, picture
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+CATALOGUE, PLUGINS = (
+    (DOCS / name).read_text(encoding="utf-8") for name in ("rewards.md", "reward-plugins.md")
+)
 
 
 def test_the_ten_line_reward_works_as_printed(tmp_path, monkeypatch):
-    [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", PLUGINS, re.DOTALL)[0]
     assert len(code.strip().splitlines()) <= 10
-    (tmp_path / "my_rewards.py").write_text(code)
+    (tmp_path / "my_reward.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    rewards = RewardSuite([RewardSpec("my_rewards:bright")])
+    rewards = RewardSuite([RewardSpec("my_reward:bright")])
     white, black = np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8)
     result = rewards.score([picture(white), picture(black), answer("3")])
     rewards.close()
@@ -31,4 +34,15 @@ def test_the_ten_line_reward_works_as_printed(tmp_path, monkeypatch):
 
 
 def test_the_catalogue_names_every_builtin_reward():
-    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(BUILTIN)
+    assert set(re.findall(r"^\| `(\w+)` \|", _table(), re.MULTILINE)) == set(BUILTIN)
+
+
+def _table() -> str:
+    """The first table of the catalogue."""
+    return CATALOGUE[CATALOGUE.index("| name |") : CATALOGUE.index("Speeds are")]
+
+
+def test_every_topic_has_one_page():
+    headings = [line for page in (CATALOGUE, PLUGINS) for line in page.splitlines() if line.startswith("## ")]
+    assert len(headings) == len(set(headings))
+    assert {"## Ten lines", "## Run a server", "## How a failed score is treated"} <= set(headings)

@@ -171,6 +171,62 @@ def llava(folder: Path) -> str:
     return save(folder, transformers.LlavaForConditionalGeneration(config), processor)
 
 
+def qwen3_vl(folder: Path) -> str:
+    """A vision language model of half a million weights that vLLM serves, with a chat template."""
+    torch.manual_seed(0)
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+    specials += ["<|image_pad|>", "<|video_pad|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*letters, *specials])}
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], additional_special_tokens=specials[1:], eos_token="<|im_end|>"
+    )
+    config = transformers.Qwen3VLConfig(
+        text_config={
+            "vocab_size": 320,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "max_position_embeddings": 2048,
+            "initializer_range": 0.2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=vocabulary["<|image_pad|>"],
+        video_token_id=vocabulary["<|video_pad|>"],
+        vision_start_token_id=vocabulary["<|vision_start|>"],
+        vision_end_token_id=vocabulary["<|vision_end|>"],
+    )
+    size = {"shortest_edge": 32 * 32, "longest_edge": 256 * 256}
+    options = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "size": size}
+    processor = transformers.Qwen3VLProcessor(
+        transformers.Qwen2VLImageProcessor(**options),
+        tokenizer,
+        transformers.Qwen3VLVideoProcessor(**options),
+        chat_template=(
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}"
+            "{% else %}{% for c in m['content'] %}{% if c['type'] in ('image', 'image_url') %}<|vision_start|>"
+            "<|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        ),
+    )
+    return save(folder, transformers.Qwen3VLForConditionalGeneration(config), processor)
+
+
 def byte_tokenizer() -> Any:
     """A token per byte, and the special tokens of the models here."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
