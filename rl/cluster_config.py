@@ -67,7 +67,8 @@ class RewardWorkersConfig(RewardResources, WorkersConfig):
     """Processes that the rewards without workers of their own share."""
 
     overlap: bool = Field(
-        True, description="score groups while others are drawn; false: when all are there, to see what that saves"
+        True,
+        description="score groups while others are drawn; false: when all are there, to see what that saves",
     )
 
 

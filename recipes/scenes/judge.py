@@ -79,7 +79,8 @@ def scores(judge: SelfJudgeReward, found: list[Case]) -> tuple[list[float], list
         judge(
             [""] * len(told),
             [case.image for case in told],
-            **{name: [concept.checks.get(name) for concept in side] for name in ("include", "text")},
+            include=[concept.checks.get("include") for concept in side],
+            text=[concept.checks.get("text") for concept in side],
         )
         for side in ([case.true for case in told], [case.altered for case in told])
     )
