@@ -32,7 +32,7 @@ class DuplicatesConfig(Section):
     """Two rows are alike if prompt, answer and picture are."""
 
     image_distance: int | None = Field(
-        4,
+        16,
         ge=0,
         le=64,
         description="bits of 64 in which the pHashes of one picture may differ; null: keep all",
