@@ -39,9 +39,7 @@ class AnswerReward(ABC):
     ) -> list[float | None]:
         scores: list[float | None] = []
         reasons: list[dict[str, Any] | None] = []
-        for completion, wanted, name in zip(
-            completions, answer, metric or [None] * len(answer), strict=True
-        ):
+        for completion, wanted, name in zip(completions, answer, metric or [None] * len(answer), strict=True):
             said = completion[0]["content"]
             other = name is not None and find_reward(name) is not type(self)
             if wanted is None or other or not isinstance(said, str):

@@ -371,7 +371,9 @@ class TrainConfig(Section):
         if self.rl.runner == "local" and self.rollout.engine == "vllm":
             raise ValueError("rollout.engine vllm draws in processes of its own; set rl.runner=ray")
         if self.rollout.faults and (self.rl.runner == "ray" or self.rollout.engine == "vllm"):
-            raise ValueError("rollout.faults are those of the torch engine in this process; set rl.runner=local")
+            raise ValueError(
+                "rollout.faults are those of the torch engine in this process; set rl.runner=local"
+            )
         if self.rollout.engine == "vllm" and self.rollout.guidance_scale != 1:
             raise ValueError(
                 f"rollout.guidance_scale {self.rollout.guidance_scale}: vllm draws without guidance; set it to 1, or "
