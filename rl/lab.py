@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -119,12 +118,10 @@ def _score(recipe: StabilityRecipe, checkpoint: Path, config: TrainConfig) -> fl
 def _claim(out: Path, recipe: StabilityRecipe) -> None:
     """Makes the folder this study's. Seeds, arms, settings and sweeps may be added later."""
     file = out / "study.yaml"
-    fixed: Callable[[StabilityRecipe], dict[str, object]] = lambda r: r.model_dump(  # noqa: E731
-        include={"recipe", "overrides", "eval", "eval_limit"}
-    )
     if file.exists():
         before = load_recipe(file, [], StabilityRecipe)
-        changed = [name for name in fixed(recipe) if fixed(recipe)[name] != fixed(before)[name]]
+        decided = ("recipe", "overrides", "eval", "eval_limit")
+        changed = [name for name in decided if getattr(recipe, name) != getattr(before, name)]
         for kind in ("settings", "arms"):
             known, now = getattr(before, kind), getattr(recipe, kind)
             changed += [f"{kind}.{name}" for name in known if name in now and known[name] != now[name]]
