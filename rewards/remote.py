@@ -21,6 +21,7 @@ from dina.rewards.wire import TOKEN_VARIABLE, ScoreAnswer, ScoreRequest, WireSam
 from dina.rewards.worker import ToldError
 
 LONGEST_PAUSE = 5.0
+LEAST_TIME = 0.05
 _RETRIED = {429, 500, 502, 503, 504}
 _NOT_COLUMNS = {"log_extra"}
 
@@ -134,10 +135,11 @@ class RemoteReward:
             pause = (
                 min(self.backoff * 2 ** (attempt // len(self.servers)), LONGEST_PAUSE) if round_ended else 0.0
             )
-            if time.monotonic() + pause >= deadline:
+            await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
+            # A try that has no time would only hide what went wrong before.
+            if deadline - time.monotonic() < LEAST_TIME:
                 reason = f"no answer within {self.timeout:g} s and {attempt + 1} tries; the last: {answer}"
                 return _Reply([ToldError(reason)] * len(samples), attempt)
-            await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
     async def _post(self, server: str, body: str, deadline: float) -> ScoreAnswer | ToldError | str:
