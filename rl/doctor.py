@@ -27,6 +27,8 @@ from dina.eval.sample_log import SampleRecord
 from dina.eval.tables import number
 from dina.rl.environment import cpu_name, git_state, memory_gib, usable_cpus
 from dina.rl.recipe import RECIPES
+from dina.rl.runtime import missing_package
+from dina.rollout.vllm_compat import SUPPORTED, vllm_version
 
 DISTRIBUTION = "dina-rl"
 FEATURES = {
@@ -217,6 +219,7 @@ def features() -> Iterator[Finding]:
                 yield Finding(purpose, "ok", ", ".join(found for _, found in checks))
     except metadata.PackageNotFoundError:
         pass
+    yield _runner()
     shipped = RECIPES / "scenes" / "checkpoint"
     if (shipped / "config.json").is_file():
         yield Finding("quickstart", "ok", "the shipped checkpoint is there")
@@ -224,6 +227,14 @@ def features() -> Iterator[Finding]:
         yield Finding(
             "quickstart", "warning", f"no checkpoint in {shipped}", "dina tokenizer, then dina sft, make one"
         )
+
+
+def _runner() -> Finding:
+    name = "dina train over Ray with vLLM"
+    if problem := missing_package():
+        todo = f"pip install '{DISTRIBUTION}[ray]', and {SUPPORTED}; without, training runs in one process"
+        return Finding(name, "warning", problem, todo)
+    return Finding(name, "ok", f"vLLM {vllm_version()}")
 
 
 def _requirements(extra: str | None) -> list[Requirement]:

@@ -39,15 +39,18 @@ def vllm_obstacle(config: TrainConfig) -> str | None:
     """Why vLLM cannot, or need not, draw the samples of a recipe; ``None`` if it can."""
     if config.rl.runner == "local":
         return "rl.runner is local, and vLLM draws in processes of its own"
-    if find_spec("ray") is None:
-        return "Ray is not installed"
-    if problem := version_problem():
+    if problem := missing_package():
         return problem
     if config.rollout.faults is not None:
         return "rollout.faults are those of the torch engine"
     if config.rollout.replay is not None:
         return "rollout.replay draws nothing"
     return refusal(rollout_sampling(config.rollout))
+
+
+def missing_package() -> str | None:
+    """Which package keeps any recipe from being drawn by vLLM here; ``None`` if all are there."""
+    return "Ray is not installed" if find_spec("ray") is None else version_problem()
 
 
 def several_processes(config: TrainConfig) -> str | None:

@@ -61,6 +61,15 @@ def test_a_missing_extra_is_a_warning_with_its_name(monkeypatch: pytest.MonkeyPa
     assert "pip install 'dina-rl[wandb]'" in text
 
 
+def test_what_training_runs_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "dina train over Ray with vLLM"
+    monkeypatch.setattr(doctor, "missing_package", lambda: "vLLM is not installed")
+    finding = by_name(list(features()))[name]
+    assert finding.state == "warning" and "one process" in finding.todo
+    monkeypatch.setattr(doctor, "missing_package", lambda: None)
+    assert by_name(list(features()))[name].state == "ok"
+
+
 def test_every_feature_is_an_extra_of_the_package() -> None:
     extras = set(metadata.metadata("dina-rl").get_all("Provides-Extra") or [])
     assert set(doctor.FEATURES) <= extras
