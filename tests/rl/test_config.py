@@ -7,7 +7,6 @@ import pytest
 from pydantic import BaseModel
 
 from dina.errors import DinaError
-from dina.rewards.protocol import RewardSpec
 from dina.rl.config import TrainConfig, arithmetic
 from dina.rl.recipe import dump_recipe, load_recipe
 
@@ -126,7 +125,7 @@ def test_ranks_share_the_micro_batches(base: Path) -> None:
 
 def test_a_reward_of_the_recipe_is_a_reward_spec(base: Path) -> None:
     resolved = config(base, "rewards.0.weight=2", "rewards.0.kwargs.mode=graded").rewards[0]
-    spec = RewardSpec(**resolved.model_dump())
+    spec = resolved.spec()
     assert (spec.label, spec.weight, spec.kwargs) == ("objects", 2, {"mode": "graded"})
 
 
