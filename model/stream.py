@@ -79,6 +79,12 @@ class TokenStream:
             self.actions[:, start:],
         )
 
+    def before(self, end: int) -> TokenStream:
+        """The positions up to ``end``, without it."""
+        return TokenStream(
+            self.text_ids[:, :end], self.codes[:, :end], self.attention_mask[:, :end], self.actions[:, :end]
+        )
+
     @classmethod
     def from_prompt(cls, text_ids: Sequence[int], codes: Tensor) -> TokenStream:
         """A single row without actions. ``codes``: ``[T, L]``."""

@@ -11,6 +11,18 @@ from dina.model.stream import TokenStream
 from dina.rl.roles import LearnerRole, Pending, Rollout
 from dina.rollout.probe import compare_probe
 
+LONGEST = 16
+"""Sampled positions that are asked about. An engine takes them one by one, so that a whole picture would cost more
+than the weights' way, and a weight that is wrong shows in the first ones."""
+
+
+def beginning(stream: TokenStream) -> TokenStream:
+    """The prompt of a single-row stream and its first sampled positions, up to the first that the layout sets."""
+    acts = stream.actions[0].any(1)
+    first = int(acts.nonzero()[0])
+    forced = (~acts[first : first + LONGEST]).nonzero()
+    return stream.before(first + (int(forced[0]) if len(forced) else LONGEST))
+
 
 @dataclass
 class _Asked:
@@ -20,7 +32,7 @@ class _Asked:
 
 
 class WeightProbe:
-    """Asks every engine for the log-probabilities of one stream, and compares them with the learner's.
+    """Asks every engine for the log-probabilities of the beginning of a stream, and compares them with the learner's.
 
     The workers answer in the order of their queue, so in async mode the answer is read when the first batch that
     the new weights drew is taken: until then nothing is trained on them.
@@ -32,6 +44,7 @@ class WeightProbe:
 
     def start(self, stream: TokenStream, version: int) -> None:
         """Asks about weights ``version``, which the workers have been sent and the learner holds now."""
+        stream = beginning(stream)
         pending = self.rollout.start_probe([stream], self.sampling)
         if pending is not None:
             self._asked[version] = _Asked(pending, self.learner.log_probs(stream)[0].cpu(), stream.actions[0])

@@ -314,13 +314,7 @@ def _prompt_of(stream: TokenStream, vocabulary: Vocabulary) -> GenerationRequest
         ids = ids[: int(ends[0])] if len(ends) else ids
         height = 1 + int((ids == vocabulary.layout.newline).sum())
         grid = (height, int((ids == vocabulary.layout.pad).sum()) // height)
-    prompt = TokenStream(
-        stream.text_ids[:, :first],
-        stream.codes[:, :first],
-        stream.attention_mask[:, :first],
-        stream.actions[:, :first],
-    )
-    return GenerationRequest(prompt, seed=0, grid=grid)
+    return GenerationRequest(stream.before(first), seed=0, grid=grid)
 
 
 def refusal(sampling: SamplingParams) -> str | None:

@@ -117,7 +117,8 @@ def placed(
 ) -> Callable[[], Any]:
     """What starts an actor of ``cls`` in its slot, as often as it is called."""
     given = dict(runtime_env or {})
-    variables = {"OMP_NUM_THREADS": str(slot.threads), **given.pop("env_vars", {})}
+    own = {"OMP_NUM_THREADS": str(slot.threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    variables = {**own, **given.pop("env_vars", {})}
     options: dict[str, Any] = {
         "num_cpus": slot.cpus,
         "num_gpus": slot.gpus,

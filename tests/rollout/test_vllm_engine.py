@@ -18,6 +18,7 @@ from dina.errors import DinaError
 from dina.model.checkpoint import Checkpoint, save_checkpoint
 from dina.model.generation import Generation, GenerationRequest
 from dina.model.sampling import SamplingParams
+from dina.rl.weight_probe import beginning
 from dina.rollout.probe import Tolerance, compare_probe
 from dina.rollout.protocol import Prompt, Request
 from dina.rollout.torch_engine import TorchEngine
@@ -193,6 +194,15 @@ def test_a_probe_scores_given_streams(world: World) -> None:
     streams = [result.stream for result in drawn]
     for found, wanted in zip(world.engine.probe(streams, sampling), drawn, strict=True):
         torch.testing.assert_close(found, wanted.logps, atol=1e-4, rtol=0)
+
+
+def test_a_probe_scores_the_beginnings_of_streams(world: World) -> None:
+    model, sampling = world.checkpoint.model, SAMPLINGS["plain"]
+    drawn = by_torch(model, mixed_requests(model.config, 24), sampling)
+    streams = [beginning(result.stream) for result in drawn]
+    for found, stream, wanted in zip(world.engine.probe(streams, sampling), streams, drawn, strict=True):
+        assert bool(stream.actions[0, -1].any())
+        torch.testing.assert_close(found, wanted.logps[: stream.length], atol=1e-4, rtol=0)
 
 
 def test_a_probe_finds_weights_that_did_not_arrive(world: World) -> None:
