@@ -42,7 +42,7 @@ class RewardWorker:
 
 
 @dataclass
-class _Group:
+class PendingGroup:
     """A group that is being scored: what each pool has said, and how many have yet to."""
 
     samples: Sequence[Sample]
@@ -70,7 +70,7 @@ class RewardPool:
         self.specs = {reward.label: reward.spec() for reward in config.rewards}
         self.overlap = config.ray.reward.overlap
         self._held: dict[int, list[Callable[[], None]]] = {}
-        self._groups: dict[int, dict[int, _Group]] = {}
+        self._groups: dict[int, dict[int, PendingGroup]] = {}
         self._timeouts = dict.fromkeys(self.specs, 0)
         own = own or {}
         shared = [label for label in self.specs if label not in own]
@@ -90,13 +90,13 @@ class RewardPool:
 
     def _send(self, step: int, group: Sequence[Sample], ready: float) -> None:
         number = group[0].request.group
-        found = _Group(group, missing=len(self.pools))
+        found = PendingGroup(group, missing=len(self.pools))
         self._groups.setdefault(step, {})[number] = found
         # Written once, whatever the number of pools that read it.
         samples = ray.put([_without_log_probs(sample) for sample in group])
         for pool in self.pools:
             index = pool.least_busy()
-            take = partial(self._take, found, pool, index)
+            take = partial(self.take, found, pool, index)
             pool.submit(index, Call("score", lambda: (samples, step, ready), take))
 
     def collect(self, step: int) -> SuiteResult:
@@ -114,17 +114,25 @@ class RewardPool:
         for pool in self.pools:
             pool.close()
 
-    def _take(self, group: _Group, pool: WorkerPool, index: int, part: SuiteResult) -> None:
+    def take(self, group: PendingGroup, pool: WorkerPool, index: int, part: SuiteResult) -> None:
+        """Takes in what worker ``index`` of a pool says of a group.
+
+        Raises:
+            DinaError: a reward timed out in three groups in a row.
+        """
         group.parts.append(part)
         group.missing -= 1
-        for label in part.per_reward:
-            self._timeouts[label] = self._timeouts[label] + 1 if label in part.timed_out else 0
-            check_timeouts(self.specs[label], self._timeouts[label])
+        for label, scores in part.per_reward.items():
+            if label in part.timed_out:
+                self._timeouts[label] += 1
+                check_timeouts(self.specs[label], self._timeouts[label])
+            elif any(score is not None for score in scores):
+                self._timeouts[label] = 0
         if part.timed_out:
             # A hung call cannot be ended from within: its thread would stay, with all that it holds.
             pool.renew(index, f"reward {part.timed_out[0]!r} did not come back")
 
-    def _whole(self, group: _Group) -> SuiteResult:
+    def _whole(self, group: PendingGroup) -> SuiteResult:
         whole = SuiteResult([], {}, {}, [], {})
         for part in group.parts:
             whole.per_reward |= part.per_reward

@@ -4,9 +4,12 @@ import pytest
 
 pytest.importorskip("ray")
 
+from dina.errors import DinaError
 from dina.rewards.protocol import RewardFailure, SuiteResult
 from dina.rl.cluster.placement import Slot, make_plan
-from dina.rl.cluster.reward_pool import join_results
+from dina.rl.cluster.pool import Limits, WorkerPool
+from dina.rl.cluster.reactor import Reactor
+from dina.rl.cluster.reward_pool import PendingGroup, RewardPool, join_results
 from dina.rl.config import TrainConfig
 
 
@@ -55,6 +58,35 @@ def test_without_gpus_none_is_asked_for() -> None:
     plan = make_plan(config(ray={"learner": {"cpus": 0.0}, "rollout": {"cpus": 0.0}}), has_gpus=False)
     assert plan.bundles == [{"CPU": 0.01}, {"CPU": 0.5}]
     assert make_plan(config(ray={"learner": {"gpus": 1.0}}), has_gpus=False).total("GPU") == 1
+
+
+def test_a_reward_that_times_out_in_three_groups_in_a_row_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renewed: list[str] = []
+    monkeypatch.setattr(WorkerPool, "renew", lambda self, index, reason: renewed.append(reason))
+    scorer = RewardPool(config(rewards=[{"use": "objects"}, {"use": "ocr"}]), [], Reactor(), Limits(1, 600.0))
+    (pool,) = scorer.pools
+
+    def answer(late: list[str], ocr: float | None = None) -> None:
+        scores = {"objects": [1.0], "ocr": [ocr]}
+        part = SuiteResult([], scores, {}, [], {}, timed_out=late)
+        scorer.take(PendingGroup([], missing=1), pool, 0, part)
+
+    for late, ocr in [
+        (["ocr"], None),
+        (["ocr"], None),
+        ([], 0.5),
+        (["ocr"], None),
+        ([], None),
+        (["ocr"], None),
+    ]:
+        answer(
+            late, ocr
+        )  # a group that the reward scores ends the row; one that it does not apply to does not
+    assert len(renewed) == 4
+    with pytest.raises(DinaError, match="'ocr' timed out in 3 batches in a row"):
+        answer(["ocr"])
 
 
 def test_groups_join_to_a_batch() -> None:
