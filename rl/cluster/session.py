@@ -124,7 +124,7 @@ def _patience(folder: Path) -> Iterator[None]:
 
 
 def _lives(folder: Path, name: str) -> bool:
-    for process in members(folder):
+    for process in members(folder, os.getpid()):
         with suppress(psutil.Error):  # gone meanwhile
             if process.name() == name:
                 return True

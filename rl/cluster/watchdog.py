@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -58,12 +58,12 @@ def marked(folder: Path) -> Iterator[None]:
         del os.environ[MARK]
 
 
-def members(folder: Path) -> set[psutil.Process]:
-    """The live processes of the Ray of ``folder``, and all below them."""
+def members(folder: Path, driver: int) -> set[psutil.Process]:
+    """The live processes of the Ray of ``folder``, and all below them, without the ``driver`` that started it."""
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
-            if _belongs(process, folder):
+            if process.pid != driver and _belongs(process, folder):
                 found |= {process, *process.children(recursive=True)}
         except (psutil.Error, OSError):  # gone meanwhile, or another user's
             continue
@@ -71,26 +71,29 @@ def members(folder: Path) -> set[psutil.Process]:
 
 
 def _belongs(process: psutil.Process, folder: Path) -> bool:
-    """Whether a process carries the mark, or writes its output into the folder, as all that Ray starts do."""
+    """Whether a process carries the mark, or has a file of the folder open, as all that Ray starts do: their logs."""
     if not psutil.LINUX:
         return process.environ().get(MARK) == str(folder)
     # A process that gives itself another title overwrites its environment: psutil then stops at the first gap, and
-    # sometimes nothing is left of it.
+    # of a small environment nothing is left.
     own = Path("/proc", str(process.pid))
     if f"{MARK}={folder}" in own.joinpath("environ").read_text(errors="replace").split("\0"):
         return True
-    outputs = [own.joinpath("fd", number).readlink() for number in ("1", "2")]
-    return any(folder in output.parents for output in outputs)
+    for opened in own.joinpath("fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if folder in opened.readlink().parents:
+                return True
+    return False
 
 
-def clear_away(folder: Path) -> None:
+def clear_away(folder: Path, driver: int) -> None:
     """Lets the processes of ``folder`` end for a moment, kills those that do not, and deletes the folder."""
-    known = members(folder)
+    known = members(folder, driver)
     psutil.wait_procs(known, timeout=GRACE_SECONDS)
     end = time.monotonic() + _KILL_SECONDS
     while time.monotonic() < end:
         # Looked for again, because one that is about to be killed may start another.
-        known = {process for process in known | members(folder) if _alive(process)}
+        known = {process for process in known | members(folder, driver) if _alive(process)}
         if not known:
             break
         for process in known:
@@ -113,7 +116,7 @@ def _main(driver: int, folder: Path) -> None:
     # A process that the driver forked would keep the pipe open, so its parenthood counts too.
     while not select.select([sys.stdin], [], [], 1.0)[0] and os.getppid() == driver:
         pass
-    clear_away(folder)
+    clear_away(folder, driver)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,15 @@ def gone(pids: list[int]) -> bool:
 
 
 def begin(arguments: list[str]) -> subprocess.Popen[bytes]:
-    """`dina train` in a process group of its own, as a shell would start it."""
+    """`dina train` in a process group of its own, as a shell would start it.
+
+    Its environment is as small as a service manager's, which some of Ray's processes overwrite with their titles.
+    """
     command = [sys.executable, "-m", "dina.rl.cli", "train", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    kept = {
+        name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "RAY_TMPDIR")
+    }
+    environment = kept | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command,
         cwd=ROOT,

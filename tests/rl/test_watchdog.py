@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_all_that_is_marked_ends_with_the_driver_and_nothing_else(tmp_path: Path
     assert driver.stdout is not None and driver.stdin is not None
     *marked, stranger = map(int, driver.stdout.readline().split())
     try:
-        assert {process.pid for process in members(folder)} == set(marked)
+        assert {process.pid for process in members(folder, os.getpid())} == set(marked)
         assert psutil.Process(marked[0]).environ()[MARK] == str(folder)
         (watchdog,) = [
             child.pid
