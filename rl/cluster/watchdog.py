@@ -71,7 +71,7 @@ def members(folder: Path, driver: int) -> set[psutil.Process]:
 
 
 def _belongs(process: psutil.Process, folder: Path) -> bool:
-    """Whether a process carries the mark, or has a file of the folder open, as all that Ray starts do: their logs."""
+    """Whether a process carries the mark, or writes into the folder, as all that Ray starts do: their logs."""
     if not psutil.LINUX:
         return process.environ().get(MARK) == str(folder)
     # A process that gives itself another title overwrites its environment: psutil then stops at the first gap, and
@@ -81,9 +81,14 @@ def _belongs(process: psutil.Process, folder: Path) -> bool:
         return True
     for opened in own.joinpath("fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            if folder in opened.readlink().parents:
+            if folder in opened.readlink().parents and _is_written(own / "fdinfo" / opened.name):
                 return True
     return False
+
+
+def _is_written(fdinfo: Path) -> bool:
+    flags = dict(line.split(":", 1) for line in fdinfo.read_text().splitlines())["flags"]
+    return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
 
 
 def clear_away(folder: Path, driver: int) -> None:

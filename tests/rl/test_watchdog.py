@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ with marked(folder):
     )
     rename = "import setproctitle, time; setproctitle.setproctitle('ray::Agent'); print(flush=True); time.sleep(600)"
     log = open(folder / "logs" / "agent.err", "w")
-    renamed = subprocess.Popen([sys.executable, "-c", rename], stdout=subprocess.PIPE, stderr=log)
+    renamed = subprocess.Popen([sys.executable, "-c", rename], stdout=subprocess.PIPE, pass_fds=[log.fileno()])
     renamed.stdout.readline()
 stranger = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stdin=open(log.name))
 print(helper.pid, int(helper.stdout.readline()), renamed.pid, stranger.pid, flush=True)
@@ -49,7 +48,7 @@ def test_all_that_is_marked_ends_with_the_driver_and_nothing_else(tmp_path: Path
     assert driver.stdout is not None and driver.stdin is not None
     *marked, stranger = map(int, driver.stdout.readline().split())
     try:
-        assert {process.pid for process in members(folder, os.getpid())} == set(marked)
+        assert {process.pid for process in members(folder, driver.pid)} == set(marked)
         assert psutil.Process(marked[0]).environ()[MARK] == str(folder)
         (watchdog,) = [
             child.pid
