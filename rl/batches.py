@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dina.errors import DinaError
 from dina.model.sampling import SamplingParams
-from dina.rl.config import TrainConfig
 from dina.rl.data import PromptOrder
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import Pending, Rollout, Scorer
 from dina.rl.saved_rollouts import Replay, load_rollouts, save_rollouts
 from dina.rollout.protocol import Request, Sample, derive_seed

@@ -19,7 +19,8 @@ from typer.core import TyperGroup
 
 from dina import __version__
 from dina.errors import DinaError
-from dina.rl import lab_cli, rewards_cli
+from dina.rl import rewards_cli
+from dina.rl.lab import cli as lab_cli
 from dina.rl.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -164,8 +165,8 @@ def train(
     dina train --resume runs/lr1e-4 run.max_steps=200
     """
     from dina.rewards.registry import check_reward
-    from dina.rl.config import TrainConfig, arithmetic
-    from dina.rl.recipe import load_recipe
+    from dina.rl.recipe.config import TrainConfig, arithmetic
+    from dina.rl.recipe.load import load_recipe
 
     changes = list(overrides or [])
     if resume is not None and (recipe is None or "=" in recipe):
@@ -209,7 +210,7 @@ def sft(
     dina sft my_sft.yaml output_dir=runs/sft batch_size=32
     """
     from dina.model.sft_config import SftRecipe
-    from dina.rl.recipe import load_recipe
+    from dina.rl.recipe.load import load_recipe
 
     config = load_recipe(recipe, overrides or [], SftRecipe)
     if dry_run:
@@ -232,7 +233,7 @@ def tokenizer(recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryR
     dina tokenizer my_tokenizer.yaml output_dir=runs/tokenizer
     """
     from dina.model.tokenizer_config import TokenizerRecipe
-    from dina.rl.recipe import load_recipe
+    from dina.rl.recipe.load import load_recipe
 
     config = load_recipe(recipe, overrides or [], TokenizerRecipe)
     if dry_run:
@@ -259,14 +260,14 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun
 
     dina prepare my_data.yaml num_rollouts=8 output_dir=data/prepared
     """
-    from dina.rl.prepare_config import PrepareRecipe
-    from dina.rl.recipe import load_recipe
+    from dina.rl.prepare.config import PrepareRecipe
+    from dina.rl.recipe.load import load_recipe
 
     config = load_recipe(recipe, overrides or [], PrepareRecipe)
     if dry_run:
         return _print_resolved(config)
-    from dina.rl.prepare import prepare as run
-    from dina.rl.prepare_report import print_report
+    from dina.rl.prepare.prepare import prepare as run
+    from dina.rl.prepare.report import print_report
 
     print_report(run(config, console=_stderr()))
     _say(f"The rows are {Path(config.output_dir) / f'prepared.{config.format}'}")
@@ -474,7 +475,7 @@ def _say(text: str, style: str | None = None) -> None:
 
 
 def _print_resolved(config: BaseModel) -> None:
-    from dina.rl.recipe import dump_recipe
+    from dina.rl.recipe.load import dump_recipe
 
     typer.echo(dump_recipe(config), nl=False)
 
@@ -502,7 +503,7 @@ def _parse_grid(text: str) -> tuple[int, int]:
 def _prompts(files: list[Path] | None, renderer: str, limit: int | None) -> list[Prompt]:
     from dina.eval.evaluate import first_of_each_category
     from dina.rl.data import load_prompts
-    from dina.rl.recipe import RECIPES
+    from dina.rl.recipe.load import RECIPES
 
     shipped = [RECIPES / "scenes" / "prompts" / name for name in ("test.jsonl", "vqa_test.jsonl")]
     return first_of_each_category(load_prompts(files or shipped, renderer=renderer), limit)

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dina.errors import DinaError, advice
 from dina.rewards.registry import load_object
 from dina.rewards.texts import TextBucket, text_bucket
-from dina.rl.config import Difficulty
 from dina.rl.prompt_files import Row, read_rows
-from dina.rl.recipe_errors import explain
+from dina.rl.recipe.config import Difficulty
+from dina.rl.recipe.errors import explain
 from dina.rollout.protocol import Prompt, derive_seed
 
 Renderer = Callable[[dict[str, Any]], np.ndarray]

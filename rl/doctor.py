@@ -26,7 +26,7 @@ from dina.eval.diagnosis import TITLES, Diagnosis, diagnose
 from dina.eval.sample_log import SampleRecord
 from dina.eval.tables import number
 from dina.rl.environment import cpu_name, git_state, memory_gib, usable_cpus
-from dina.rl.recipe import RECIPES
+from dina.rl.recipe.load import RECIPES
 from dina.rl.runtime import missing_package
 from dina.rollout.vllm_compat import SUPPORTED, vllm_version
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from dina.model.checkpoint import load_checkpoint
 from dina.model.sampling import SamplingParams
-from dina.rl.config import RolloutConfig
 from dina.rl.environment import pick_device
+from dina.rl.recipe.config import RolloutConfig
 from dina.rollout.protocol import Prompt, RolloutEngine
 from dina.rollout.torch_engine import TorchEngine
 

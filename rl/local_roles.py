@@ -17,9 +17,9 @@ from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from dina.rewards.protocol import SuiteResult
 from dina.rewards.suite import RewardSuite
-from dina.rl.config import TrainConfig
 from dina.rl.environment import pick_device
-from dina.rl.learner import Learner
+from dina.rl.learner.learner import Learner
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import Deliver, Roles, reward_suite, rollout_sampling
 from dina.rollout.faulty_engine import Faults, FaultyEngine
 from dina.rollout.protocol import Prompt, Request, Sample

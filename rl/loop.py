@@ -21,12 +21,12 @@ from dina.policies.advantages import Advantages, group_advantages
 from dina.rewards.guards import batch_guards
 from dina.rl.batches import Batches
 from dina.rl.checkpoints import Checkpoints, find_checkpoint
-from dina.rl.config import TrainConfig
 from dina.rl.data import PromptOrder, check_prompt_lengths, load_prompts
 from dina.rl.environment import write_environment
 from dina.rl.local_roles import open_local_roles
 from dina.rl.metrics import MetricsLogger
-from dina.rl.recipe import dump_recipe
+from dina.rl.recipe.config import TrainConfig
+from dina.rl.recipe.load import dump_recipe
 from dina.rl.refill import Refill
 from dina.rl.resume import refuse_other_settings, run_folder
 from dina.rl.roles import Roles, rollout_sampling

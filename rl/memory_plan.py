@@ -12,8 +12,8 @@ from typing import Any
 
 from dina.model.config import DinaConfig
 from dina.model.modeling import LIKELIHOOD_BUDGET
-from dina.rl.config import TrainConfig
 from dina.rl.model_sizes import activation_bytes, kv_elements, model_sizes
+from dina.rl.recipe.config import TrainConfig
 from dina.rollout.vllm_start import read_config
 
 Rows = list[tuple[str, str]]

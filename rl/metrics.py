@@ -19,7 +19,7 @@ from dina.eval.alerts import Alert, AlertWatch, watch_for
 from dina.eval.runs import METRICS_FILE, Outcome, write_outcome
 from dina.eval.sample_log import FILE as SAMPLES_FILE
 from dina.eval.sample_log import FOLDER as SAMPLES_FOLDER
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.config import TrainConfig
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from dina.model.config import DinaConfig
 from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.vision_config import DinaVisionConfig
 from dina.model.visual_tokenizer import DinaVisualTokenizer
-from dina.rl.adapters import add_adapters
-from dina.rl.backbone import decoder_layers
-from dina.rl.config import LoraSection
+from dina.rl.learner.adapters import add_adapters
+from dina.rl.learner.backbone import decoder_layers
+from dina.rl.recipe.config import LoraSection
 from dina.rollout.vllm_start import read_config
 
 

@@ -13,11 +13,11 @@ from dina.eval.evaluate import compare_checkpoints, open_torch_engine
 from dina.eval.judge import RewardJudge
 from dina.eval.report import EVALUATION_FOLDER, write_report
 from dina.eval.tables import print_comparison
-from dina.rl.config import TrainConfig
 from dina.rl.data import load_prompts
 from dina.rl.environment import pick_device
 from dina.rl.loop import train
-from dina.rl.recipe import RECIPES, load_recipe
+from dina.rl.recipe.config import TrainConfig
+from dina.rl.recipe.load import RECIPES, load_recipe
 
 RECIPE = "scenes/quickstart"
 PROMPTS = RECIPES / "scenes" / "prompts"

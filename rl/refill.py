@@ -15,8 +15,8 @@ import torch
 from dina.model.sampling import SamplingParams
 from dina.policies.advantages import group_advantages
 from dina.rewards.protocol import SuiteResult
-from dina.rl.config import TrainConfig
 from dina.rl.data import PromptOrder
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import Rollout, Scorer
 from dina.rollout.protocol import Prompt, Request, Sample, derive_seed
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dina.errors import DinaError
 from dina.eval.compare import diff_configs
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.config import TrainConfig
 
 FREE = (
     "run.output_dir",

@@ -253,7 +253,7 @@ def _spec(
 
 def read_pairs(texts: list[str] | None, option: str) -> dict[str, Any]:
     """``KEY=VALUE`` texts with YAML values."""
-    from dina.rl.recipe import read_value
+    from dina.rl.recipe.load import read_value
 
     pairs: dict[str, Any] = {}
     for text in texts or []:

@@ -13,11 +13,11 @@ from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from dina.rewards.protocol import SuiteResult
 from dina.rewards.suite import RewardSuite
-from dina.rl.config import RolloutConfig, TrainConfig
+from dina.rl.recipe.config import RolloutConfig, TrainConfig
 from dina.rollout.protocol import Prompt, Request, RolloutEngine, Sample
 
 if TYPE_CHECKING:
-    from dina.rl.learner import UpdateResult
+    from dina.rl.learner.learner import UpdateResult
 
 Deliver = Callable[[int, Sample], None]
 

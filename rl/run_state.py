@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dina.rl.training_state import load_training_state, save_training_state
+from dina.rl.learner.training_state import load_training_state, save_training_state
 
 FOLDER = "run"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import rollout_sampling
 from dina.rollout.vllm_compat import version_problem, vllm_version
 from dina.rollout.vllm_engine import refusal

@@ -23,8 +23,8 @@ from dina.model.processor import DinaProcessor
 from dina.policies.filters import Drop, WorstAction
 from dina.policies.stats import channel_name
 from dina.rewards.protocol import SuiteResult
-from dina.rl.batch import UpdateResult
-from dina.rl.config import TrainConfig
+from dina.rl.learner.batch import UpdateResult
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.saved_rollouts import save_rollouts
 from dina.rollout.protocol import Sample
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dina.rl.batch import UpdateResult
+from dina.rl.learner.batch import UpdateResult
 from dina.rl.refill import silent_groups
 from dina.rollout.protocol import Sample
 

@@ -23,8 +23,8 @@ from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream, pad_rows
 from dina.rl.bench.options import Options, Row
-from dina.rl.config import TrainConfig
-from dina.rl.learner import Learner
+from dina.rl.learner.learner import Learner
+from dina.rl.recipe.config import TrainConfig
 from dina.rollout.bench import large_config, take_turns
 from dina.rollout.protocol import Prompt, Request, Sample
 

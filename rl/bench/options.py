@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dina.rl.config import TrainConfig
-from dina.rl.recipe import RECIPES, load_recipe
+from dina.rl.recipe.config import TrainConfig
+from dina.rl.recipe.load import RECIPES, load_recipe
 from dina.rl.runtime import settle
 
 Row = dict[str, Any]

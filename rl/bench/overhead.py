@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from dina.rl.bench.options import Options, Row
-from dina.rl.config import TrainConfig
 from dina.rl.loop import Trainer
 from dina.rl.metrics import MetricsLogger
+from dina.rl.recipe.config import TrainConfig
 
 PHASES = ("generate", "score", "compare", "update", "sync")
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from dina.errors import DinaError
 from dina.model.stream import TokenStream
-from dina.rl.batch import UpdateResult
 from dina.rl.cluster.pool import Limits
 from dina.rl.cluster.reactor import Reactor
-from dina.rl.config import TrainConfig
 from dina.rl.environment import pick_device
+from dina.rl.learner.batch import UpdateResult
+from dina.rl.learner.ranks import free_port, init_rank
 from dina.rl.local_roles import open_learner
 from dina.rl.memory import keep_freed_memory
-from dina.rl.ranks import free_port, init_rank
+from dina.rl.recipe.config import TrainConfig
 from dina.rollout.protocol import Sample
 from dina.rollout.weight_transport import pack_weights
 

@@ -12,8 +12,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dina.errors import DinaError
-from dina.rl.cluster_config import RoleConfig
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.cluster import RoleConfig
+from dina.rl.recipe.config import TrainConfig
 
 
 @dataclass(frozen=True)

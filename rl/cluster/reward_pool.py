@@ -15,7 +15,7 @@ from dina.rewards.protocol import RewardFailure, SuiteResult
 from dina.rewards.suite import check_timeouts, total_of
 from dina.rl.cluster.pool import Call, Limits, WorkerPool
 from dina.rl.cluster.reactor import Reactor
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import reward_suite
 from dina.rollout.protocol import Sample
 

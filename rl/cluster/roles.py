@@ -16,7 +16,7 @@ from dina.rl.cluster.reactor import Reactor
 from dina.rl.cluster.reward_pool import RewardPool, RewardWorker
 from dina.rl.cluster.rollout_pool import RolloutPool, RolloutWorker
 from dina.rl.cluster.session import open_session
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import Roles
 
 _RESERVE_SECONDS = 120.0

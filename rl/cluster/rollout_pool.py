@@ -14,9 +14,9 @@ from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from dina.rl.cluster.pool import Call, Limits, WorkerPool
 from dina.rl.cluster.reactor import Reactor
-from dina.rl.config import TrainConfig
 from dina.rl.engines import open_engine
 from dina.rl.memory import keep_freed_memory
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import Deliver
 from dina.rollout.protocol import Prompt, Request, Sample
 from dina.rollout.weight_transport import Packed, pack_weights, unpack_weights

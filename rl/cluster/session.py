@@ -18,8 +18,8 @@ from ray._private import ray_constants, services
 
 from dina.errors import DinaError
 from dina.rl.cluster.watchdog import marked, members, watch_over
-from dina.rl.cluster_config import RayConfig
 from dina.rl.environment import usable_cpus
+from dina.rl.recipe.cluster import RayConfig
 
 log = logging.getLogger(__name__)
 MIB = 2**20

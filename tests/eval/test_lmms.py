@@ -17,7 +17,7 @@ from dina.eval.evaluate import open_torch_engine
 from dina.eval.judge import RewardJudge
 from dina.recipes.scenes.world import render_json
 from dina.rl.data import load_prompts
-from dina.rl.recipe import RECIPES
+from dina.rl.recipe.load import RECIPES
 
 pytestmark = pytest.mark.skipif(find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
 

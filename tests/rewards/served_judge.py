@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dina.rl.config import TrainConfig
 from dina.rl.loop import train
-from dina.rl.recipe import load_recipe
+from dina.rl.recipe.config import TrainConfig
+from dina.rl.recipe.load import load_recipe
 from tests.rewards.tiny_models import qwen3_vl
 
 START_SECONDS = 1200

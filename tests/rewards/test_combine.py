@@ -160,8 +160,8 @@ def test_partners_are_all_trained_rewards_or_those_named():
 
 
 def test_the_log_of_a_run_warns(tmp_path, caplog):
-    from dina.rl.config import TrainConfig
     from dina.rl.metrics import MetricsLogger
+    from dina.rl.recipe.config import TrainConfig
 
     rewards = [{"use": f"{HERE}:a"}, {"use": f"{HERE}:b", "held_out": True}]
     config = TrainConfig.model_validate(

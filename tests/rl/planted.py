@@ -19,11 +19,11 @@ from PIL import Image
 
 from dina.recipes.scenes.questions import KINDS
 from dina.recipes.scenes.world import render, scene_to_json
-from dina.rl.prepare import prepare
-from dina.rl.prepare_config import PrepareRecipe
-from dina.rl.prepare_report import print_report
+from dina.rl.prepare.config import PrepareRecipe
+from dina.rl.prepare.prepare import prepare
+from dina.rl.prepare.report import print_report
 from dina.rl.prompt_files import read_rows
-from dina.rl.recipe import RECIPES
+from dina.rl.recipe.load import RECIPES
 
 Row = dict[str, Any]
 RENDERER = "dina.recipes.scenes.world:render_json"

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from dina.model.sampling import SamplingParams
-from dina.rl import zero
-from dina.rl.batch import UpdateResult
-from dina.rl.config import TrainConfig
-from dina.rl.learner import Learner
-from dina.rl.ranks import init_rank
+from dina.rl.learner import zero
+from dina.rl.learner.batch import UpdateResult
+from dina.rl.learner.learner import Learner
+from dina.rl.learner.ranks import init_rank
+from dina.rl.recipe.config import TrainConfig
 from dina.rollout.protocol import Prompt, Request, Sample
 from dina.rollout.torch_engine import TorchEngine
 from tests.tiny_checkpoint import tiny_checkpoint

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.config import TrainConfig
 from tests.rl.rewards import red
 from tests.tiny_checkpoint import save_tiny_checkpoint
 

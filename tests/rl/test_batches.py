@@ -12,8 +12,8 @@ from dina.errors import DinaError
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from dina.rl.batches import Batches
-from dina.rl.config import TrainConfig
 from dina.rl.data import PromptOrder
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import Deliver
 from dina.rollout.protocol import Prompt, Request, Sample
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import dina
 from dina.errors import DinaError
 from dina.rl.cli import app
-from dina.rl.config import TrainConfig
-from dina.rl.recipe import load_recipe
+from dina.rl.recipe.config import TrainConfig
+from dina.rl.recipe.load import load_recipe
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 EXPLAINED = (

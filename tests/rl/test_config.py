@@ -7,8 +7,8 @@ import pytest
 from pydantic import BaseModel
 
 from dina.errors import DinaError
-from dina.rl.config import TrainConfig, arithmetic
-from dina.rl.recipe import dump_recipe, load_recipe
+from dina.rl.recipe.config import TrainConfig, arithmetic
+from dina.rl.recipe.load import dump_recipe, load_recipe
 
 BASE = "model: {path: c}\ndata: {train: p.jsonl}\nrewards: [{use: objects}]\n"
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from dina.errors import DinaError
-from dina.rl.lab import run_config, run_stability, write_report
-from dina.rl.lab_config import StabilityRecipe
-from dina.rl.recipe import load_recipe
+from dina.rl.lab.config import StabilityRecipe
+from dina.rl.lab.study import run_config, run_stability, write_report
+from dina.rl.recipe.load import load_recipe
 from tests.rl.ray_world import recipe, save_world
 from tests.rl.test_cli import run
 
@@ -74,10 +74,10 @@ def test_faults_reach_the_runs_and_the_filter_drops_what_they_plant(finished: St
 
 def test_a_study_goes_on_where_it_stopped(finished: StabilityRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    from dina.rl import lab
+    from dina.rl.lab import study
 
-    original = lab.train
-    monkeypatch.setattr(lab, "train", lambda config: made.append(config.run.output_dir) or original(config))
+    original = study.train
+    monkeypatch.setattr(study, "train", lambda config: made.append(config.run.output_dir) or original(config))
     lost = finished.runs()[1].folder
     before = lines(lost)
     (lost / "outcome.json").unlink()

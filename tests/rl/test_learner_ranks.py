@@ -16,10 +16,10 @@ from torch import Tensor
 
 from dina.errors import DinaError
 from dina.model.checkpoint import load_checkpoint
-from dina.rl.adapters import adapter_parameters
-from dina.rl.backbone import decoder_layers, recomputed
-from dina.rl.learner import Learner
-from dina.rl.ranks import free_port
+from dina.rl.learner.adapters import adapter_parameters
+from dina.rl.learner.backbone import decoder_layers, recomputed
+from dina.rl.learner.learner import Learner
+from dina.rl.learner.ranks import free_port
 from tests.rl.rank_world import SAMPLING, learn, new_learner, numbers, rank_main, recipe, samples, skip, train
 from tests.tiny_checkpoint import tiny_checkpoint
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from dina.errors import DinaError
 from dina.model.checkpoint import load_checkpoint
-from dina.rl.config import TrainConfig
 from dina.rl.loop import Trainer, train
+from dina.rl.recipe.config import TrainConfig
 from dina.rollout.protocol import Sample
 from tests.tiny_checkpoint import save_tiny_checkpoint
 

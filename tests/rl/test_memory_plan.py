@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModel
 
 from dina.errors import DinaError
 from dina.model.checkpoint import VISUAL_TOKENIZER
-from dina.rl.adapters import add_adapters
-from dina.rl.config import LoraSection, TrainConfig
+from dina.rl.learner.adapters import add_adapters
 from dina.rl.memory_plan import Item, MemoryPlan, memory_rows
 from dina.rl.model_sizes import activation_bytes, kv_elements, model_sizes
-from dina.rl.recipe import load_recipe
+from dina.rl.recipe.config import LoraSection, TrainConfig
+from dina.rl.recipe.load import load_recipe
 from dina.rollout.vllm_start import read_config
 from tests.tiny_checkpoint import save_tiny_checkpoint, tiny_checkpoint
 

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from dina.errors import DinaError
-from dina.rl.config import TrainConfig
 from dina.rl.environment import git_state, write_environment
 from dina.rl.metrics import MetricsLogger, headline, truncate_steps
+from dina.rl.recipe.config import TrainConfig
 
 
 def config(**run: Any) -> TrainConfig:

@@ -16,10 +16,10 @@ from PIL import Image
 
 from dina.errors import DinaError
 from dina.rl.data import load_prompts
-from dina.rl.duplicates import Fingerprint, find_copies
-from dina.rl.prepare import prepare
-from dina.rl.prepare_config import PrepareRecipe
-from dina.rl.prepare_report import judge_scores
+from dina.rl.prepare.config import PrepareRecipe
+from dina.rl.prepare.duplicates import Fingerprint, find_copies
+from dina.rl.prepare.prepare import prepare
+from dina.rl.prepare.report import judge_scores
 from dina.rl.row_log import RowLog
 from dina.rollout.protocol import Prompt
 from tests.rl.planted import Planted, dropped_rows, plant, recipe, worth_training, write_jsonl

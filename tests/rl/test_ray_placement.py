@@ -10,7 +10,7 @@ from dina.rl.cluster.placement import Slot, make_plan
 from dina.rl.cluster.pool import Limits, WorkerPool
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.cluster.reward_pool import PendingGroup, RewardPool, join_results
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.config import TrainConfig
 
 
 def config(**changes: object) -> TrainConfig:

@@ -29,9 +29,9 @@ from dina.rl.cluster.reactor import Reactor
 from dina.rl.cluster.reward_pool import RewardPool, RewardWorker
 from dina.rl.cluster.rollout_pool import RolloutPool, RolloutWorker
 from dina.rl.cluster.session import open_session
-from dina.rl.cluster_config import RayConfig
-from dina.rl.config import TrainConfig
 from dina.rl.loop import Trainer, train
+from dina.rl.recipe.cluster import RayConfig
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import reward_suite, rollout_sampling
 from dina.rl.saved_rollouts import load_rollouts
 from dina.rollout.protocol import Sample

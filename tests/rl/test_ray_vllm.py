@@ -12,8 +12,8 @@ pytest.importorskip("ray")
 pytest.importorskip("vllm")
 
 from dina.model.checkpoint import save_checkpoint
-from dina.rl.config import TrainConfig
 from dina.rl.loop import train
+from dina.rl.recipe.config import TrainConfig
 from tests.rl.ray_world import (
     all_metrics,
     begin,

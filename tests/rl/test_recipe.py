@@ -7,8 +7,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from dina.errors import DinaError
-from dina.rl import recipe as recipe_module
-from dina.rl.recipe import dump_recipe, find_recipe, load_recipe
+from dina.rl.recipe import load as recipe_module
+from dina.rl.recipe.load import dump_recipe, find_recipe, load_recipe
 
 
 class Strict(BaseModel):

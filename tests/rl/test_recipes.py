@@ -7,10 +7,10 @@ from pydantic import BaseModel
 
 from dina.model.sft_config import SftRecipe
 from dina.model.tokenizer_config import TokenizerRecipe
-from dina.rl.config import TrainConfig
-from dina.rl.lab_config import StabilityRecipe
-from dina.rl.prepare_config import PrepareRecipe
-from dina.rl.recipe import load_recipe, recipe_names
+from dina.rl.lab.config import StabilityRecipe
+from dina.rl.prepare.config import PrepareRecipe
+from dina.rl.recipe.config import TrainConfig
+from dina.rl.recipe.load import load_recipe, recipe_names
 
 KINDS: dict[str, type[BaseModel]] = {
     "cluster/longcat_next": TrainConfig,

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dina.rewards.protocol import RewardFailure, SuiteResult
-from dina.rl.config import TrainConfig
 from dina.rl.loop import Trainer, train
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.saved_rollouts import load_rollouts
 from tests.rl.ray_world import metrics_of, recipe
 from tests.tiny_checkpoint import save_tiny_checkpoint

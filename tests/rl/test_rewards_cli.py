@@ -99,7 +99,7 @@ def test_new_writes_a_package(tmp_path: Path) -> None:
 
 
 def test_the_page_knows_every_command_and_every_key_of_a_recipe() -> None:
-    from dina.rl.reward_config import RewardConfig
+    from dina.rl.recipe.rewards import RewardConfig
 
     page = PAGE.read_text(encoding="utf-8")
     for command in ("list", "show", "score", "bench", "serve", "new"):

@@ -12,7 +12,7 @@ import pytest
 
 from dina.errors import DinaError
 from dina.rl import loop, runtime
-from dina.rl.config import TrainConfig
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.runtime import settle
 from dina.rollout import vllm_compat
 

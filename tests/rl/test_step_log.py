@@ -12,8 +12,8 @@ from dina.model.stream import TokenStream
 from dina.policies.filters import Drop, WorstAction
 from dina.policies.stats import StatSums
 from dina.rewards.protocol import RewardFailure, SuiteResult
-from dina.rl.batch import Dropped, Measured, UpdateResult
-from dina.rl.config import TrainConfig
+from dina.rl.learner.batch import Dropped, Measured, UpdateResult
+from dina.rl.recipe.config import TrainConfig
 from dina.rl.step_log import BETWEEN, DUE, StepLog
 from dina.rollout.protocol import Prompt, Request, Sample
 from tests.tiny_checkpoint import save_tiny_checkpoint

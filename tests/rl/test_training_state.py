@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dina.errors import DinaError
-from dina.rl.training_state import load_training_state, save_training_state
+from dina.rl.learner.training_state import load_training_state, save_training_state
 
 
 def equal(a: Any, b: Any) -> bool:

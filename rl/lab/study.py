@@ -14,11 +14,11 @@ from dina.eval.evaluate import first_of_each_category, open_torch_engine
 from dina.eval.judge import RewardJudge
 from dina.eval.stability import OUTCOME, Study, read_study
 from dina.eval.stability_report import write_stability_report
-from dina.rl.config import TrainConfig
 from dina.rl.data import load_prompts
-from dina.rl.lab_config import StabilityRecipe, StabilityRun
+from dina.rl.lab.config import StabilityRecipe, StabilityRun
 from dina.rl.loop import train
-from dina.rl.recipe import dump_recipe, load_recipe
+from dina.rl.recipe.config import TrainConfig
+from dina.rl.recipe.load import dump_recipe, load_recipe
 
 
 def run_stability(recipe: StabilityRecipe, console: Console | None = None) -> Path:

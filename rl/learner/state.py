@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from dina.errors import DinaError
 from dina.model.checkpoint import save_checkpoint, save_policy
-from dina.rl.adapters import adapter_parameters, has_adapters, named_weights
-from dina.rl.training_state import load_training_state, save_training_state
+from dina.rl.learner.adapters import adapter_parameters, has_adapters, named_weights
+from dina.rl.learner.training_state import load_training_state, save_training_state
 
 if TYPE_CHECKING:
-    from dina.rl.learner import Learner
+    from dina.rl.learner.learner import Learner
 
 FOLDER, ADAPTERS, LAYOUT = "learner", "adapters.safetensors", "layout.json"
 

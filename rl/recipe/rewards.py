@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from dina.errors import advice
 from dina.rewards.protocol import RewardSpec
 from dina.rewards.registry import available_rewards
-from dina.rl.cluster_config import RewardResources
-from dina.rl.section import Section
+from dina.rl.recipe.cluster import RewardResources
+from dina.rl.recipe.section import Section
 
 
 class RewardConfig(Section):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dina.errors import DinaError
 from dina.model.stream import TokenStream
-from dina.rl.config import OptimConfig
-from dina.rl.ranks import Ranks
+from dina.rl.learner.ranks import Ranks
+from dina.rl.recipe.config import OptimConfig
 
 Likelihood = Callable[[TokenStream], tuple[Tensor, Tensor]]
 """``[B, T, C]`` log-probabilities and entropies of a stream's actions."""

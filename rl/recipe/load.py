@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 import dina
 from dina.errors import DinaError, advice
-from dina.rl.recipe_errors import KeyPath, explain
+from dina.rl.recipe.errors import KeyPath, explain
 
 Config = TypeVar("Config", bound=BaseModel)
 

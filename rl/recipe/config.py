@@ -12,10 +12,10 @@ from dina.eval.alerts import RULES
 from dina.policies.advantages import ScaleRewards
 from dina.policies.corrections import CorrectionMode
 from dina.policies.losses import LossType
-from dina.rl.alerts_config import AlertConfig
-from dina.rl.cluster_config import LoopConfig, RayConfig
-from dina.rl.reward_config import RewardConfig
-from dina.rl.section import Section
+from dina.rl.recipe.alerts import AlertConfig
+from dina.rl.recipe.cluster import LoopConfig, RayConfig
+from dina.rl.recipe.rewards import RewardConfig
+from dina.rl.recipe.section import Section
 
 Difficulty = Literal["easy", "medium", "hard"]
 Share = Annotated[float, Field(ge=0, le=1)]

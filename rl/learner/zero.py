@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dina.errors import DinaError
 from dina.model.modeling import DinaForConditionalGeneration
 from dina.model.stream import TokenStream
-from dina.rl.backbone import decoder_layers
-from dina.rl.ranks import Ranks
-from dina.rl.updaters import Likelihood, refuse_broken
+from dina.rl.learner.backbone import decoder_layers
+from dina.rl.learner.ranks import Ranks
+from dina.rl.learner.updaters import Likelihood, refuse_broken
 
 PERSISTENCE_THRESHOLD = 10_000
 """Parameters with fewer numbers stay whole on every rank in stage 3: gathering them would cost more than it saves."""

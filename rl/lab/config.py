@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from dina.rl.section import Section
+from dina.rl.recipe.section import Section
 
 NONE = "none"
 """The arm that corrects nothing, which the others are set against."""

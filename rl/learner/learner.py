@@ -18,13 +18,13 @@ from dina.policies.corrections import importance_weights
 from dina.policies.filters import combine_filters, entropy_filter, mismatch_filter
 from dina.policies.losses import Denominators, LossConfig, policy_loss, resolve_channel_weights
 from dina.policies.stats import StatSums
-from dina.rl import learner_state
-from dina.rl.adapters import add_adapters
-from dina.rl.backbone import decoder_layers, recomputed
-from dina.rl.batch import Batch, Dropped, Measured, UpdateResult
-from dina.rl.config import TrainConfig
-from dina.rl.ranks import Ranks
-from dina.rl.updaters import Likelihood, PlainUpdater, Updater, adamw, scheduler
+from dina.rl.learner import state
+from dina.rl.learner.adapters import add_adapters
+from dina.rl.learner.backbone import decoder_layers, recomputed
+from dina.rl.learner.batch import Batch, Dropped, Measured, UpdateResult
+from dina.rl.learner.ranks import Ranks
+from dina.rl.learner.updaters import Likelihood, PlainUpdater, Updater, adamw, scheduler
+from dina.rl.recipe.config import TrainConfig
 from dina.rollout.protocol import Sample, derive_seed
 from dina.rollout.torch_engine import autocast
 
@@ -152,14 +152,14 @@ class Learner:
         All ranks must iterate to the end; rank 0 alone is given tensors. They may share the model's memory, so take
         what you need before the next update.
         """
-        return learner_state.whole_weights(self)
+        return state.whole_weights(self)
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint folder, and below it ``learner/``: what ``restore`` needs to go on alike.
 
         All ranks call it, with the same folder on a file system that they share.
         """
-        learner_state.save(self, folder)
+        state.save(self, folder)
 
     def restore(self, folder: Path) -> None:
         """Continues from what ``save`` wrote. All ranks call it.
@@ -167,7 +167,7 @@ class Learner:
         Raises:
             DinaError: the folder is damaged, or was written by another number of ranks or with other adapters.
         """
-        learner_state.restore(self, folder)
+        state.restore(self, folder)
 
     def _update_minibatch(
         self, batch: Batch, rows: Tensor, result: UpdateResult, own: StatSums, log_filters: bool
@@ -280,7 +280,7 @@ class Learner:
         likelihood, limit = self._likelihood_under(self.model), optim.max_grad_norm
         if not stage:
             return PlainUpdater(self.model, likelihood, optimizer, limit, self.ranks)
-        from dina.rl.zero import ZeroUpdater
+        from dina.rl.learner.zero import ZeroUpdater
 
         return ZeroUpdater(
             self.model, likelihood, optimizer, limit, self.ranks, stage, optim.micro_batch_size

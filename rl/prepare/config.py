@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dina.rl.config import ModelConfig, RolloutConfig
-from dina.rl.reward_config import RewardConfig
-from dina.rl.section import Section
+from dina.rl.recipe.config import ModelConfig, RolloutConfig
+from dina.rl.recipe.rewards import RewardConfig
+from dina.rl.recipe.section import Section
 
 
 class SourceConfig(Section):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dina.rl.section import Section
+from dina.rl.recipe.section import Section
 
 
 class LoopConfig(Section):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dina.errors import DinaError
 from dina.model.modeling import DinaForConditionalGeneration
-from dina.rl.config import LoraSection
+from dina.rl.recipe.config import LoraSection
 
 _NAME = "default"
 # The model reads these weights without calling their modules, so an adapter there would do nothing.

@@ -40,9 +40,9 @@ def stability(
 
     dina lab stability scenes/stability 'seeds=[0]' --dry-run
     """
-    from dina.rl.lab import run_config, run_stability, write_report
-    from dina.rl.lab_config import StabilityRecipe
-    from dina.rl.recipe import load_recipe
+    from dina.rl.lab.config import StabilityRecipe
+    from dina.rl.lab.study import run_config, run_stability, write_report
+    from dina.rl.recipe.load import load_recipe
 
     config = load_recipe(recipe, overrides or [], StabilityRecipe)
     if dry_run:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from dina.rl.prepare_config import PrepareRecipe
+from dina.rl.prepare.config import PrepareRecipe
 
 Key = tuple[str, int]
 """A source's label, and the number of a row in it, from 1."""

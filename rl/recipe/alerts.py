@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dina.rl.section import Section
+from dina.rl.recipe.section import Section
 
 
 class AlertConfig(Section):

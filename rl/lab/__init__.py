@@ -1,0 +1,1 @@
+"""Studies of stability: the same run in many arms and seeds."""

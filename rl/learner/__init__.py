@@ -1,0 +1,1 @@
+"""The trainer's side: one process or several ranks, whole or sharded, with or without LoRA."""

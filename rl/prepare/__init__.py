@@ -1,0 +1,1 @@
+"""``dina prepare``: from many rows to those that can teach something."""
