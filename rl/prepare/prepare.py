@@ -27,11 +27,11 @@ from dina.rl.engines import Engine, open_engine
 from dina.rl.prepare.config import PrepareRecipe, SourceConfig
 from dina.rl.prepare.duplicates import Fingerprint, find_copies
 from dina.rl.prepare.report import Key, PrepareReport, Verdict, judge_scores
+from dina.rl.prepare.row_log import RowLog
 from dina.rl.prepare.rows import PreparedRow, write_jsonl, write_parquet
 from dina.rl.prompt_files import Row, read_rows
 from dina.rl.recipe.load import dump_recipe
 from dina.rl.roles import rollout_sampling
-from dina.rl.row_log import RowLog
 from dina.rollout.protocol import Prompt, Request, derive_seed
 
 _SCANNED_AT_ONCE = 64

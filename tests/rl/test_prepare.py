@@ -20,7 +20,7 @@ from dina.rl.prepare.config import PrepareRecipe
 from dina.rl.prepare.duplicates import Fingerprint, find_copies
 from dina.rl.prepare.prepare import prepare
 from dina.rl.prepare.report import judge_scores
-from dina.rl.row_log import RowLog
+from dina.rl.prepare.row_log import RowLog
 from dina.rollout.protocol import Prompt
 from tests.rl.planted import Planted, dropped_rows, plant, recipe, worth_training, write_jsonl
 
