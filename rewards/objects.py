@@ -76,7 +76,7 @@ class ObjectsReward:
 
     Args:
         detector: a :class:`Detector` or :class:`BatchDetector`, its class, where to import one from
-            (``package.module:attr``), or a name of :data:`dina.rewards.detectors.DETECTORS`.
+            (``package.module:attr``), or ``mask2former``, ``rt_detr``, ``d_fine``, ``owlv2`` or ``mm_grounding_dino``.
         mode: ``graded`` (partial credit, default for training), ``strict`` (1 or 0, exact counts and nothing else in
             the picture) or ``benchmark`` (1 or 0, GenEval's published rule).
         detector_kwargs: passed to the detector if it is a class.

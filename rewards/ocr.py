@@ -22,8 +22,8 @@ class OCRReward:
         ignore_case: compare without case.
         ignore_space: compare without white space.
         excess_cost: how much of the score surplus text can take, 0 (free) to 1.
-        engine: a name of :data:`dina.rewards.ocr_engines.ENGINES`, where to import one from
-            (``package.module:attr``), or an :class:`OCREngine`.
+        engine: ``rapidocr``, ``easyocr``, ``got_ocr``, where to import one from (``package.module:attr``), or an
+            :class:`OCREngine`.
         engine_kwargs: passed to the engine, such as its languages or least confidence.
 
     Columns: ``text`` (list of strings); without it, the quoted words of the prompt. ``None`` where nothing is

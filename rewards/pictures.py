@@ -56,13 +56,11 @@ def _decode(data: bytes, max_pixels: int, formats: list[str] | None) -> np.ndarr
         with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
             # The header says how large it gets; a small file can unpack to gigabytes.
-            if width * height > max_pixels:
-                raise ValueError(
-                    f"the picture is {width}x{height}, more than the {max_pixels} pixels allowed"
-                )
-            return np.array(_as_rgb(image))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            if width * height <= max_pixels:
+                return np.array(_as_rgb(image))
+    except Exception as error:  # what Pillow raises for damaged files is not only OSError
         raise ValueError(f"the picture is no {wanted} that can be read ({error})") from None
+    raise ValueError(f"the picture is {width}x{height}, more than the {max_pixels} pixels allowed")
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -9,13 +9,12 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dina.errors import DinaError
+from dina.errors import DinaError, advice
 from dina.rewards.protocol import Reward, RewardSpec
 from dina.rewards.verl import VerlReward, is_verl_style
 
@@ -120,8 +119,8 @@ def load_object(path: str, what: str = "") -> Any:
         raise DinaError(f"no {what}: which object of the file? Write {path}:attr")
     if not colon:
         package, dot, last = path.rpartition(".")
-        advice = f"did you mean {package}:{last}?" if dot else _advice(path, available_rewards())
-        raise DinaError(f"no {what}: {advice} (your own is package.module:attr or ./file.py:attr)")
+        hint = f"did you mean {package}:{last}?" if dot else advice(path, available_rewards())
+        raise DinaError(f"no {what}: {hint} (your own is package.module:attr or ./file.py:attr)")
     is_file = module_name.endswith(".py")
     try:
         found: Any = _import_file(Path(module_name)) if is_file else importlib.import_module(module_name)
@@ -135,7 +134,7 @@ def load_object(path: str, what: str = "") -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [name for name in dir(found) if not name.startswith("_")]
-            raise DinaError(f"{what}: {module_name} has no {part!r}; {_advice(part, public)}")
+            raise DinaError(f"{what}: {module_name} has no {part!r}; {advice(part, public)}")
         found = getattr(found, part)
     return found
 
@@ -188,15 +187,7 @@ def _check_kwargs(target: Any, spec: RewardSpec) -> None:
         # `**columns` takes any word, but one that looks like an argument of its own is a slip.
         slip = difflib.get_close_matches(key, named.keys() - spec.kwargs.keys(), n=1, cutoff=0.8)
         if key not in named and (slip or not open_ended):
-            raise DinaError(f"reward {spec.label!r} takes no argument {key!r}; {_advice(key, named)}")
-
-
-def _advice(word: str, valid: Iterable[str] | Mapping[str, Any]) -> str:
-    names = sorted(valid)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(names)}" if names else "it takes none"
+            raise DinaError(f"reward {spec.label!r} takes no argument {key!r}; {advice(key, named)}")
 
 
 def _words(error: BaseException) -> str:

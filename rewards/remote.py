@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from dina.errors import DinaError
+from dina.rewards.extras import require
 from dina.rewards.pictures import to_base64_png
 from dina.rewards.protocol import LogMetric, Score
 from dina.rewards.wire import TOKEN_VARIABLE, ScoreAnswer, ScoreRequest, WireSample
@@ -56,6 +57,7 @@ class RemoteReward:
         columns: Sequence[str] | None = None,
         token_variable: str = TOKEN_VARIABLE,
     ) -> None:
+        require("httpx", "server", "the reward remote")
         self.servers = [servers] if isinstance(servers, str) else list(servers)
         for server in self.servers:
             parts = urlsplit(server)
@@ -185,12 +187,6 @@ class RemoteReward:
             )
             self._client = httpx.AsyncClient(timeout=None, trust_env=not local)
         return self._client
-
-    def setup(self) -> None:
-        try:
-            import httpx  # noqa: F401
-        except ImportError:
-            raise DinaError('the reward remote needs httpx: pip install "dina-rl[server]"') from None
 
 
 @dataclass

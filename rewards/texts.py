@@ -12,9 +12,11 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
+# The limit keeps a long prompt of opening quotes from being searched to its end once for each of them.
+_LONGEST_QUOTE = 500
 _QUOTED = re.compile(
-    r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』'
-    r"|‘(.+?)’(?!\w)|(?<!\w)'(.+?)'(?!\w)"
+    r'"([^"]+)"|“([^”]{1,N})”|„([^“”]{1,N})[“”]|«([^»]{1,N})»|「([^」]{1,N})」|『([^』]{1,N})』'
+    r"|‘(.{1,N}?)’(?!\w)|(?<!\w)'(.{1,N}?)'(?!\w)".replace("N", str(_LONGEST_QUOTE))
 )
 TEXT_LIMITS = (1, 4, 9, 20)
 CHARACTER_LIMITS = (4, 8, 16, 32, 64, 128)
@@ -67,7 +69,10 @@ def score_text(lines: Sequence[str], targets: Sequence[str], excess_cost: float 
 
 
 def quoted(prompt: str) -> list[str]:
-    """The quoted parts of a prompt, in straight, curly, low, angle or CJK quotes; apostrophes are no quotes."""
+    """The quoted parts of a prompt, in straight, curly, low, angle or CJK quotes; apostrophes are no quotes.
+
+    Between any but straight double quotes, up to 500 characters.
+    """
     return [next(filter(None, groups)) for groups in _QUOTED.findall(prompt)]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ from PIL import Image
 from dina.rewards.alignment.formats import JudgeError, Judgement, ScoreFormat, make_format
 from dina.rewards.alignment.judge import scores_of
 from dina.rewards.extras import require
+from dina.rewards.pictures import to_base64_png
 from dina.rewards.protocol import LogExtra
 
 _RETRIED = {408, 409, 429, 500, 502, 503, 504}
@@ -150,9 +149,7 @@ class VLMEndpointReward:
 
 def data_url(picture: Image.Image) -> str:
     """A picture as a ``data:`` address, PNG in base64."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return "data:image/png;base64," + to_base64_png(picture.convert("RGB"))
 
 
 def _probabilities(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:

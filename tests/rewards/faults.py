@@ -47,6 +47,19 @@ def allocates(prompts, **columns):
         kept.append(bytearray(64 * 2**20))
 
 
+def hangs(prompts, **columns):
+    time.sleep(3600)
+
+
+def is_killed(prompts, **columns):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def strikes(id, prompts, victim, fault, **columns):
+    """What the reward ``fault`` of this module gives in a call with the prompt ``victim``, and 0.5 in all others."""
+    return globals()[fault](prompts) if victim in id else [0.5] * len(id)
+
+
 def killed_on_mark_1(mark, **columns):
     if 1 in mark:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -120,6 +122,14 @@ def test_matching_by_hand(lines, targets, similarity: float, excess: float):
 )
 def test_quotes(prompt: str, found: list[str]):
     assert quoted(prompt) == found
+
+
+@pytest.mark.parametrize("opening", ["„", "«", "「", "『", "“„", "‘a", "'a ", '"a'])
+def test_a_prompt_of_100_kb_is_searched_in_seconds(opening: str):
+    prompt = (opening * 100_000)[:100_000]
+    begun = time.process_time()
+    assert len(quoted(prompt + ' "CAT"')) <= 50_000
+    assert time.process_time() - begun < 10.0
 
 
 def test_case_and_space_rules():
