@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from dina.errors import DinaError
 from dina.eval import panels
-from dina.eval.charts import Bar, difference_track, interval_bars
+from dina.eval.bars import Bar, difference_track, interval_bars
 from dina.eval.compare import Comparison, PairedScore
 from dina.eval.figures import run_sections
 from dina.eval.result import BenchmarkResult

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dina.eval.alerts import Alert, first_steps
-from dina.eval.charts import stacked_bar
+from dina.eval.bars import stacked_bar
 from dina.eval.dashboard.live import LiveRun
 from dina.eval.figures import PALETTE, Drawn, draw_section, missing
 from dina.eval.metric_table import MetricSection, Page, find, sections

@@ -8,7 +8,8 @@ from html import unescape
 
 import pytest
 
-from dina.eval.charts import Bar, Line, difference_track, interval_bars, line_chart
+from dina.eval.bars import Bar, difference_track, interval_bars
+from dina.eval.charts import Line, line_chart
 from dina.eval.statistics import Interval
 
 NAN = math.nan
