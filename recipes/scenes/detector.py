@@ -204,6 +204,8 @@ class ShapeDetector:
         extent = longest - 6
         if extent > _MATCH_LONGEST:
             scale = _MATCH_LONGEST / extent
+            if min(alpha.shape) * scale < 1:  # a line across a large picture: no shape is that thin
+                return SHAPES[0], 0.0
             alpha = cv2.resize(alpha, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         total = float(alpha.sum())
         if total < self.min_area / 2:

@@ -77,6 +77,12 @@ def test_specks_are_ignored_and_blots_are_unknown(detector):
     assert (found.label, found.color) == ("unknown", "red")
 
 
+def test_a_line_across_a_large_picture_is_no_shape_and_no_failure(detector):
+    image = np.full((64, 700, 3), GROUND, np.uint8)
+    image[30:32] = COLORS["red"]
+    assert [d.label for d in detector.detect(image)] == ["unknown"]
+
+
 def test_touching_objects_of_two_colours_are_two_things(detector):
     touching = Scene((Obj("square", "red", "large", 20, 32), Obj("circle", "blue", "large", 42, 32)))
     assert read_exactly(touching, detector.detect(blurred(render(touching), 0.6)))

@@ -210,12 +210,12 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-# Pillow raises something else than OSError for it.
-PALETTE_OF_ONE_BYTE = (
+# Pillow raises an IndexError for it.
+EMPTY_PROFILE = (
     b"\x89PNG\r\n\x1a\n"
-    + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0))
-    + chunk(b"PLTE", b"\0")
-    + chunk(b"IDAT", zlib.compress(b"\0\0"))
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(bytes(4)))
+    + chunk(b"iCCP", b"")
     + chunk(b"IEND", b"")
 )
 
@@ -239,7 +239,7 @@ def test_pictures_of_every_kind_are_read_or_refused_with_a_reason():
         base64.b64encode(jpeg.getvalue()).decode(): "no PNG that can be read",
         "not base64!": "not base64",
         "": "no PNG that can be read",
-        base64.b64encode(PALETTE_OF_ONE_BYTE).decode(): "no PNG that can be read",
+        base64.b64encode(EMPTY_PROFILE).decode(): "no PNG that can be read",
     }
     samples = [{"image": png(image)} for image, _ in good.values()] + [{"image": text} for text in bad]
     with served("mean") as url:
