@@ -94,3 +94,5 @@ _READERS: dict[str, Callable[[AnySample], Any]] = {
     "task": lambda sample: sample.prompt.task,
     "tag": lambda sample: sample.prompt.tag,
 }
+GIVEN = _ALWAYS | _READERS.keys()
+"""Arguments that rewards get whatever the columns of the prompts, and that a recipe does not set."""

@@ -172,16 +172,21 @@ class RewardServer:
         return self.rewards[name]
 
 
+def check_reach(host: str, token: str | None) -> None:
+    """Raises: DinaError: other machines could reach a server at ``host``, and there is no token."""
+    if token is None and not is_loopback(host):
+        raise DinaError(
+            f"on {host} other machines can reach the server; set {TOKEN_VARIABLE} to a secret, or use 127.0.0.1"
+        )
+
+
 def serve(server: RewardServer, host: str = "127.0.0.1", port: int = 8900) -> None:
     """Serves until it is stopped.
 
     Raises:
         DinaError: other machines could reach it and there is no token.
     """
-    if server.token is None and not is_loopback(host):
-        raise DinaError(
-            f"on {host} other machines can reach the server; set {TOKEN_VARIABLE} to a secret, or use 127.0.0.1"
-        )
+    check_reach(host, server.token)
     uvicorn.run(
         server.app,
         host=host,

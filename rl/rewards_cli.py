@@ -64,6 +64,7 @@ def list_() -> None:
 @app.command()
 def show(name: Name) -> None:
     """Explains a reward: what it measures, the columns it needs, and its arguments."""
+    from dina.rewards.batch import GIVEN
     from dina.rewards.registry import find_reward, parameters
 
     target = find_reward(name)
@@ -74,7 +75,11 @@ def show(name: Name) -> None:
     needs = [key for key, p in call.items() if p.default is p.empty and key != "self"]
     needs += [key for key in getattr(target, "requires", ()) if key not in needs]
     typer.echo(f"needs: {', '.join(needs) or 'nothing'}")
-    settings = [_setting(p) for p in named.values() if inspect.isclass(target) or p.default is not p.empty]
+    settings = [
+        _setting(p)
+        for key, p in named.items()
+        if inspect.isclass(target) or (p.default is not p.empty and key not in GIVEN)
+    ]
     typer.echo(f"kwargs: {', '.join(settings) or 'none'}{', and any other' if open_ended else ''}")
 
 
@@ -191,7 +196,7 @@ def serve(
     import os
 
     try:
-        from dina.rewards.server import Limits, RewardServer
+        from dina.rewards.server import Limits, RewardServer, check_reach
         from dina.rewards.server import serve as run
     except ImportError as error:
         raise DinaError(
@@ -199,9 +204,11 @@ def serve(
         ) from None
     from dina.rewards.wire import TOKEN_VARIABLE
 
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    check_reach(host, token)
     specs = [_spec(name, settings, timeout, batch_size, isolate, memory_gib) for name in names]
     limits = Limits(request_bytes=int(max_request_mib * 2**20), picture_pixels=max_pixels)
-    server = RewardServer(specs, os.environ.get(TOKEN_VARIABLE) or None, limits)
+    server = RewardServer(specs, token, limits)
     served = ", ".join(spec.label for spec in specs)
     typer.echo(f"serving {served} on http://{host}:{port}; Ctrl-C stops", err=True)
     try:

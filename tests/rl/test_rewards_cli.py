@@ -46,7 +46,7 @@ def test_list_and_show_name_what_there_is(mine: Path) -> None:
     assert code == 0, error
     assert "needs: prompts, completions" in out and "servers (required)" in out and "backoff=0.25" in out
     code, out, error = run("show", f"{mine}:bright")
-    assert "1 for a white picture" in out and "needs: generated_images" in out
+    assert "1 for a white picture" in out and "needs: generated_images\nkwargs: none, and any other" in out
     assert run("show", "orc")[0] == 2
 
 
