@@ -57,8 +57,9 @@ def score(use: str, samples, **fields):
         suite.close()
 
 
-def test_a_package_of_ten_lines_is_installed_by_pip_and_used_by_name(tmp_path, monkeypatch):
-    source, target = tmp_path / "source", tmp_path / "site"
+def install_redness(folder: Path) -> Path:
+    """The plugin, installed by pip into a folder of its own, which comes back."""
+    source, target = folder / "source", folder / "site"
     source.mkdir()
     (source / "redness.py").write_text(PLUGIN)
     (source / "pyproject.toml").write_text(PROJECT)
@@ -73,7 +74,12 @@ def test_a_package_of_ten_lines_is_installed_by_pip_and_used_by_name(tmp_path, m
         "--no-index",
     ]
     subprocess.run([*pip, "--target", str(target), str(source)], check=True)
-    monkeypatch.syspath_prepend(target)
+    return target
+
+
+def test_a_package_of_ten_lines_is_installed_by_pip_and_used_by_name(tmp_path, monkeypatch):
+    assert len([line for line in PLUGIN.splitlines() if line]) <= 10
+    monkeypatch.syspath_prepend(install_redness(tmp_path))
     importlib.invalidate_caches()
     assert available_rewards()["redness"] == "redness:Redness"
     red = np.zeros((8, 8, 3), np.uint8)
