@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, Literal
 
 from dina.eval.metric_table import find
-from dina.eval.runs import reward_specs
+from dina.eval.runs import Run, reward_specs
 from dina.rewards.held_out import HeldOutWatch
 from dina.rewards.protocol import watched_pairs
 
@@ -259,6 +259,14 @@ def configured(settings: Mapping[str, Mapping[str, Any]] | None) -> list[Rule]:
 def watch_for(config: Mapping[str, Any]) -> AlertWatch:
     """The rules of a run, given its resolved config."""
     return AlertWatch(configured(config.get("alerts")), watched_pairs(reward_specs(config)))
+
+
+def replay(run: Run) -> AlertWatch:
+    """The rules of a run that was read from its folder, after all its steps."""
+    watch = watch_for(run.config)
+    for line in run.metrics:
+        watch.observe(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
+    return watch
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dina.errors import DinaError
-from dina.eval.alerts import Alert, AlertWatch, Cause, watch_for
+from dina.eval.alerts import Alert, AlertWatch, Cause, replay
 from dina.eval.runs import Outcome, Run, read_outcome, read_run
 from dina.eval.sample_log import Only, Order, SampleRecord
 from dina.eval.tables import number
@@ -87,10 +87,7 @@ def diagnose(folder: Path) -> Diagnosis:
     run = read_run(folder)
     if not run.metrics and not run.config:
         raise DinaError(f"{folder} is no run's folder: it has neither metrics.jsonl nor config.yaml")
-    watch = watch_for(run.config)
-    for line in run.metrics:
-        values = {name: value for name, value in line.items() if name != "step"}
-        watch.observe(int(line["step"]), values)
+    watch = replay(run)
     findings = find_causes(watch.alerts, run)
     return Diagnosis(run, findings, watch, _samples(run, findings), read_outcome(folder))
 

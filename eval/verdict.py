@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dina.eval.alerts import replay
 from dina.eval.compare import Comparison, PairedScore
 from dina.eval.result import SIX, BenchmarkResult
 from dina.eval.runs import Run
@@ -209,4 +210,5 @@ def run_findings(run: Run) -> list[Finding]:
         steps = sorted({int(r["step"]) for r in run.metrics if any(math.isnan(v) for v in r.values())})
         shown = ", ".join(map(str, steps[:8])) + (" …" if len(steps) > 8 else "")
         findings.append(Finding("bad", f"Not finite in step {shown}: {', '.join(broken[:6])}."))
-    return findings
+    gamed = [alert for alert in replay(run).alerts if alert.rule.kind == "diverges"]
+    return findings + [Finding("bad", f"Step {alert.since}: {alert.text}.") for alert in gamed]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from dina.errors import DinaError
 from dina.eval.benchmark import BenchmarkSettings, run_benchmark
@@ -146,6 +148,19 @@ def test_a_run_with_nan_names_the_step(tmp_path):
     text = write_report(tmp_path, run=run).read_text("utf-8")
     assert "Not finite in step 5: reward, grad_norm" in text
     assert "1 line(s) of metrics.jsonl are unreadable" in text
+
+
+def test_a_reward_that_rises_while_a_held_out_one_falls_is_said(tmp_path):
+    run = write_run(tmp_path / "run", steps=2)
+    rewards = [{"use": "objects"}, {"use": "self_judge", "held_out": True}]
+    (run / "config.yaml").write_text(yaml.safe_dump({"rewards": rewards}))
+    means = [{"rewards/objects/mean": i / 40, "rewards/self_judge/mean": 1 - i / 40} for i in range(40)]
+    lines = [json.dumps({"step": step, **values}) for step, values in enumerate(means, 1)]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    text = write_report(tmp_path, run=run).read_text("utf-8")
+    assert re.search(r"Step 20: reward .{1,9}objects.{1,9} rose by .* while the held-out", text)
+    (run / "metrics.jsonl").write_text("\n".join(lines[:19]))
+    assert "while the held-out" not in write_report(tmp_path, run=run).read_text("utf-8")
 
 
 def test_an_empty_run_is_still_a_page(tmp_path):
