@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dina.rewards.protocol import RewardSpec
 from dina.rewards.registry import BUILTIN
@@ -31,6 +37,30 @@ def test_the_ten_line_reward_works_as_printed(tmp_path, monkeypatch):
     assert result.total == [pytest.approx(1.0), 0.0, None]
     assert result.metrics()["rewards/bright/contrast"] == 0.0
     assert result.failures == []
+
+
+def test_serving_needs_only_what_the_page_installs(tmp_path):
+    [line] = re.findall(r"^pip install (numpy .*)$", PLUGINS, re.MULTILINE)
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    missing = {re.split(r"[<>=]", entry)[0] for entry in project["dependencies"]} - set(line.split())
+    assert {"transformers", "trl", "accelerate"} <= missing
+    modules = [
+        module
+        for module, owners in packages_distributions().items()
+        if any(owner.lower().replace("_", "-") in missing for owner in owners)
+    ]
+    (tmp_path / "my_reward.py").write_text(re.findall(r"```python\n(.*?)```", PLUGINS, re.DOTALL)[0])
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "white.png")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({modules!r}))\n"
+        "import dina.rewards.server\nfrom dina.rl.cli import main\nmain()"
+    )
+    score = ["rewards", "score", "./my_reward.py:bright", "--image", "white.png", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *score], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["score"] == 1.0
 
 
 def test_the_catalogue_names_every_builtin_reward():
