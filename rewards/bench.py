@@ -21,19 +21,20 @@ def bench_reward(
     size: int,
     prompt: str,
     columns: Mapping[str, Any],
-    pictures: Sequence[RewardSample] | None = None,
+    given: Sequence[RewardSample] = (),
 ) -> dict[str, float]:
     """Seconds for setting up, for the first batch and for later ones, and shares of scores that exist and failed.
 
     Args:
         n: samples per batch.
         repeats: batches after the first.
-        size: side of random pictures, in pixels, used where no ``pictures`` are given (those are repeated).
+        size: side of random pictures, in pixels.
+        given: samples to take in turn instead of random pictures with ``prompt`` and ``columns``.
 
     Raises:
         DinaError: the reward cannot be set up.
     """
-    samples = _take(pictures, n) if pictures else _random(n, size, prompt, columns)
+    samples = [given[i % len(given)] for i in range(n)] if given else _random(n, size, prompt, columns)
     start = time.perf_counter()
     running = RunningReward(spec)
     setup = time.perf_counter() - start
@@ -58,10 +59,6 @@ def _score(running: RunningReward, samples: Sequence[RewardSample]) -> float:
     running.start(RewardBatch(samples))
     running.finish()
     return time.perf_counter() - start
-
-
-def _take(pictures: Sequence[RewardSample], n: int) -> list[RewardSample]:
-    return [pictures[i % len(pictures)] for i in range(n)]
 
 
 def _random(n: int, size: int, prompt: str, columns: Mapping[str, Any]) -> list[RewardSample]:

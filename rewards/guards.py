@@ -58,7 +58,7 @@ def picture_guards(picture: Picture) -> dict[str, float]:
         "dark_share": dark_share(picture),
         "edge_density": edge_density(picture),
         "color_entropy": color_entropy(picture),
-        "jpeg_size": encoded_size(picture, "JPEG"),
+        "jpeg_size": jpeg_size(picture),
     }
 
 
@@ -83,10 +83,10 @@ def color_entropy(picture: Picture) -> float:
     return float(-(shares * np.log2(shares)).sum() + 0.0)
 
 
-def encoded_size(picture: Picture, form: str = "JPEG") -> float:
-    """Bytes per pixel of the encoded picture; ``form``: ``JPEG`` (quality 90) or ``PNG``."""
+def jpeg_size(picture: Picture) -> float:
+    """Bytes per pixel of the picture as a JPEG of quality 90."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format=form, quality=90)
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=90)
     return buffer.tell() / (picture.shape[0] * picture.shape[1])
 
 

@@ -9,12 +9,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from dina.errors import DinaError, advice
 from dina.rewards.detectors import DETECTORS
 from dina.rewards.geneval import SceneScore, score_scene
 from dina.rewards.geneval_benchmark import benchmark_correct
 from dina.rewards.protocol import LogExtra, log_parts
-from dina.rewards.registry import load_object
+from dina.rewards.registry import build_part
 
 Box = tuple[float, float, float, float]
 Clauses = Sequence[Mapping[str, Any]]
@@ -96,8 +95,7 @@ class ObjectsReward:
     ) -> None:
         if mode not in ("strict", "graded", "benchmark"):
             raise ValueError(f"mode must be 'strict', 'graded' or 'benchmark', not {mode!r}")
-        found = load_object(_detector_path(detector)) if isinstance(detector, str) else detector
-        self.detector: Any = found(**(detector_kwargs or {})) if isinstance(found, type) else found
+        self.detector = build_part(detector, DETECTORS, detector_kwargs, "detector")
         self.mode = mode
         self.colors = _clip_colors(colors) if isinstance(colors, str) else colors
 
@@ -181,14 +179,6 @@ def _pairs(
     results: Sequence[tuple[SceneScore, float] | None],
 ) -> list[tuple[SceneScore | None, float | None]]:
     return [result or (None, None) for result in results]
-
-
-def _detector_path(name: str) -> str:
-    if ":" in name or name in DETECTORS:
-        return DETECTORS.get(name, name)
-    raise DinaError(
-        f"no detector {name!r}: {advice(name, DETECTORS)} (your own is written package.module:attr)"
-    )
 
 
 def _clip_colors(model: str) -> ColorReader:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dina.errors import DinaError, advice
 from dina.rewards.ocr_engines import ENGINES, OCREngine
 from dina.rewards.protocol import LogExtra, log_parts
-from dina.rewards.registry import load_object
+from dina.rewards.registry import build_part
 from dina.rewards.texts import TextScore, asked_texts, normalise, score_text
 
 
@@ -42,8 +41,7 @@ class OCRReward:
             raise ValueError(f"excess_cost must be in [0, 1], not {excess_cost}")
         self.ignore_case, self.ignore_space = ignore_case, ignore_space
         self.excess_cost = excess_cost
-        found = load_object(_engine_path(engine)) if isinstance(engine, str) else engine
-        self.engine: OCREngine = found(**(engine_kwargs or {})) if isinstance(found, type) else found
+        self.engine: OCREngine = build_part(engine, ENGINES, engine_kwargs, "OCR engine")
 
     def __call__(
         self,
@@ -87,14 +85,6 @@ class OCRReward:
 
     def _normalise(self, text: str) -> str:
         return normalise(text, self.ignore_case, self.ignore_space)
-
-
-def _engine_path(name: str) -> str:
-    if ":" in name or name in ENGINES:
-        return ENGINES.get(name, name)
-    raise DinaError(
-        f"no OCR engine {name!r}: {advice(name, ENGINES)} (your own is written package.module:attr)"
-    )
 
 
 def _show(texts: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -137,6 +138,24 @@ def load_object(path: str, what: str = "") -> Any:
             raise DinaError(f"{what}: {module_name} has no {part!r}; {advice(part, public)}")
         found = getattr(found, part)
     return found
+
+
+def build_part(given: Any, table: Mapping[str, str], kwargs: Mapping[str, Any] | None, what: str) -> Any:
+    """A part of a reward that a recipe names, such as a detector.
+
+    Args:
+        given: a name of ``table``, ``package.module:attr``, a class, which is instantiated with ``kwargs``, or the
+            part itself.
+
+    Raises:
+        DinaError: nothing has that name, or it cannot be imported.
+    """
+    if isinstance(given, str):
+        if ":" not in given and given not in table:
+            hint = advice(given, table)
+            raise DinaError(f"no {what} {given!r}: {hint} (your own is written package.module:attr)")
+        given = load_object(table.get(given, given))
+    return given(**(kwargs or {})) if isinstance(given, type) else given
 
 
 def _import_file(path: Path) -> ModuleType:

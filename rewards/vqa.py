@@ -7,11 +7,12 @@ from typing import Any
 
 from dina.rewards.answers import AnswerReward
 
-_NUMBERS = (
+_IN_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty"
 )
-NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
+NUMBERS = tuple(_IN_WORDS.split())
+NUMBER_WORDS = {word: str(number) for number, word in enumerate(NUMBERS)}
 """``zero`` to ``twenty``, as digits."""
 _ARTICLES = {"a", "an", "the"}
 _DROPPED = re.compile(r"['’]|(?<=\d),(?=\d{3}\b)")

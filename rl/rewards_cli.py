@@ -29,6 +29,7 @@ Columns = Annotated[
     list[str] | None, typer.Option("--column", metavar="KEY=VALUE", help="A column of the prompt; repeat it")
 ]
 Images = Annotated[list[Path] | None, typer.Option("--image", help="A picture to score; repeat it for more")]
+Texts = Annotated[list[str] | None, typer.Option(help="An answer to score instead of a picture")]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds for a batch")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples per call; by default as the reward says")]
 Isolate = Annotated[bool, typer.Option("--isolate", help="In a process of its own, killed at the time-out")]
@@ -88,7 +89,7 @@ def score(
     name: Name,
     image: Images = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Its prompt: one for all, or one each")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="An answer to score instead of a picture")] = None,
+    text: Texts = None,
     column: Columns = None,
     settings: Settings = None,
     timeout: Timeout = 300.0,
@@ -140,9 +141,12 @@ def score(
 def bench(
     name: Name,
     image: Images = None,
+    text: Texts = None,
     n: Annotated[int, typer.Option(min=1, help="Samples per batch")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Batches, after one to warm up")] = 3,
-    size: Annotated[int, typer.Option(min=1, help="Side of the random pictures used without --image")] = 64,
+    size: Annotated[
+        int, typer.Option(min=1, help="Side of the random pictures used without --image or --text")
+    ] = 64,
     prompt: Annotated[str, typer.Option(help="The prompt of all")] = 'a sign that says "OPEN"',
     column: Columns = None,
     settings: Settings = None,
@@ -157,13 +161,16 @@ def bench(
 
     dina rewards bench ocr --n 16
 
+    dina rewards bench vqa --text three --column answer=3
+
     dina rewards bench ./my_reward.py:bright --n 64 --size 256 --isolate
     """
     from dina.rewards.bench import bench_reward
 
     spec = _spec(name, settings, timeout, batch_size, isolate, memory_gib)
-    pictures = _samples(image or [], [], [prompt], read_pairs(column, "--column")) if image else None
-    figures = bench_reward(spec, n, repeats, size, prompt, read_pairs(column, "--column"), pictures)
+    columns = read_pairs(column, "--column")
+    given = _samples(image or [], text or [], [prompt], columns) if image or text else ()
+    figures = bench_reward(spec, n, repeats, size, prompt, columns, given)
     _print_rows(f"{name}, {n} samples per batch", [(key, f"{value:.4g}") for key, value in figures.items()])
 
 

@@ -14,12 +14,11 @@ from dina.rewards.extras import pick_device
 from dina.rewards.geneval import Clause, parse_clauses, plural
 from dina.rewards.protocol import LogExtra, log_parts
 from dina.rewards.registry import load_object
+from dina.rewards.vqa import NUMBERS
 
 Question = tuple[str, str]
 """A question, and the answer that is right if the picture shows what was asked for."""
 Decompose = Callable[[str, Mapping[str, Any]], Sequence[Question]]
-
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 class AnswerScorer(Protocol):

@@ -10,6 +10,7 @@ from dina.errors import DinaError
 from dina.rewards.ocr import OCRReward
 from dina.rewards.ocr_engines.easy import EasyOCREngine, reading_order
 from dina.rewards.ocr_engines.got import GotOCREngine
+from dina.rewards.ocr_engines.measure import WORDS, similarities
 from dina.rewards.ocr_engines.rapid import RapidOCREngine
 from dina.rewards.protocol import RewardSpec
 from dina.rewards.suite import RewardSuite
@@ -46,6 +47,11 @@ def test_drawn_words_are_read_at_every_size_of_picture(reward: OCRReward, canvas
     words = ["CAT", "STOP", "Tree", "42", "MOON"]
     read = ["".join(reward.read(sign(word, size=14, canvas=canvas))) for word in words]
     assert read == words
+
+
+@pytest.mark.parametrize("size", [12, 16, 24])
+def test_english_is_read_from_12_pixels_on(reward: OCRReward, size: int):
+    assert np.mean(similarities(reward, WORDS["English"].split(), size, None)) >= 0.95
 
 
 def test_score_follows_what_the_picture_says(suite: RewardSuite):

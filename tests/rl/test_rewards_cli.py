@@ -69,6 +69,8 @@ def test_bench_measures(mine: Path) -> None:
     code, out, error = run("bench", f"{mine}:bright", "--n", 5, "--size", 20, "--repeats", 1)
     assert code == 0, error
     assert "samples per second" in out and "failed, share" in out
+    code, out, error = run("bench", "vqa", "--text", "3", "--column", "answer=3", "--n", 4, "--repeats", 1)
+    assert re.search(r"scored, share\s+│ 1\s", out), out + error
     assert run("bench", f"{FAULTS}:raises", "--n", 2, "--repeats", 1)[0] == 0
 
 
