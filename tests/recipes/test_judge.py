@@ -5,10 +5,12 @@ import re
 import numpy as np
 import pytest
 
+from dina.eval.statistics import auc_interval
 from dina.recipes.scenes.captions import DRAWING_TAGS
 from dina.recipes.scenes.detector import ShapeDetector
-from dina.recipes.scenes.judge import cases
+from dina.recipes.scenes.judge import CHECKPOINT, QUESTIONS, cases, scores
 from dina.recipes.scenes.questions import KINDS, about, about_colors_and_words
+from dina.rewards.alignment.self_judge import SelfJudgeReward
 from dina.rewards.geneval import score_scene
 
 # What differs between two questions of one kind.
@@ -28,6 +30,13 @@ def test_a_case_shows_what_is_true_and_not_what_is_altered(tag):
 
 def test_another_word_is_asked_for():
     assert all(case.true.word != case.altered.word for case in cases("text_rendering", 20, seed=3))
+
+
+def test_the_shipped_checkpoint_tells_true_colours_and_words_from_altered_ones():
+    judge = SelfJudgeReward(str(CHECKPOINT), f"{QUESTIONS}:about", device="cpu")
+    for tag in ("colors", "text_rendering"):
+        true, altered = scores(judge, list(cases(tag, 16, seed=1)))
+        assert len(true) == 16 and auc_interval(true, altered).mean > 0.9
 
 
 def test_questions_are_worded_as_those_that_the_model_learnt():
