@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from dina.rewards.objects import Box, Detection
+from dina.rewards.detection import Box, Detection
 
 RELATIONS = ("left of", "right of", "above", "below")
 POSITION_MARGIN = 0.1

@@ -8,12 +8,10 @@ Source: ``evaluation/evaluate_images.py`` of djghosh13/geneval (MIT), function `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dina.rewards.detection import Detection
 from dina.rewards.geneval import Clause, parse_clauses, relations
-
-if TYPE_CHECKING:
-    from dina.rewards.objects import Detection
 
 
 def benchmark_correct(

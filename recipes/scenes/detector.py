@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from dina.recipes.scenes.shapes import COLORS, GROUND, LETTER_HEIGHT, SHAPES, contains
-from dina.rewards.objects import Detection
+from dina.rewards.detection import Detection
 
 _BOX = 34
 """Side of the templates in pixels."""

@@ -21,7 +21,7 @@ from dina.errors import DinaError
 from dina.recipes.scenes.concepts import COMBOS, NOVEL_COMBOS, NOVEL_WORDS, SEEN_COMBOS, WORDS
 from dina.recipes.scenes.detector import ShapeDetector
 from dina.recipes.scenes.world import Combo, Scene, render, sample_scene, sample_text_scene
-from dina.rewards.objects import Detection
+from dina.rewards.detection import Detection
 from dina.rewards.ocr import OCRReward
 from dina.rewards.registry import load_object
 

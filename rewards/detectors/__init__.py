@@ -1,4 +1,4 @@
-"""Object detectors with pretrained weights, behind the protocol of :mod:`dina.rewards.objects`.
+"""Object detectors with pretrained weights, behind the protocol of :mod:`dina.rewards.detection`.
 
 Add one: a class with ``detect_many(images, names)`` (or just ``detect(image)``), and a line in the table or
 ``detector: package.module:Class`` in the recipe.

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dina.rewards.detection import Box, Detection
 from dina.rewards.extras import load_pretrained, pick_device
-from dina.rewards.objects import Box, Detection
 
 Names = Sequence[str]
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dina.rewards.detection import Box, Detection
 from dina.rewards.detectors.base import Names, PretrainedDetector, clipped
-from dina.rewards.objects import Box, Detection
 
 # Checkpoints spell COCO's classes in three ways; the prompts use GenEval's.
 GENEVAL_NAMES = {

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dina.rewards.clip import Clip
-from dina.rewards.objects import Detection
+from dina.rewards.detection import Detection
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _BACKGROUND = "#999999"

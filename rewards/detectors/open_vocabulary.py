@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from dina.rewards.detection import Detection
 from dina.rewards.detectors.base import Names, PretrainedDetector, clipped
-from dina.rewards.objects import Detection
 
 
 class Owlv2Detector(PretrainedDetector):

@@ -7,7 +7,7 @@ from dina.errors import DinaError
 from dina.eval.benchmark import run_benchmark
 from dina.eval.judge import RewardJudge, rule_of
 from dina.recipes.scenes.world import render_json
-from dina.rewards.objects import Detection
+from dina.rewards.detection import Detection
 from dina.rewards.protocol import RewardSpec
 from dina.rollout.protocol import Prompt, Request
 from tests.eval.world import empty_sample

@@ -21,7 +21,8 @@ from dina.recipes.scenes.measure import (
 from dina.recipes.scenes.shapes import COLORS, GROUND, SHAPES
 from dina.recipes.scenes.splits import split_concepts
 from dina.recipes.scenes.world import Obj, Scene, render
-from dina.rewards.objects import Detection, ObjectsReward
+from dina.rewards.detection import Detection
+from dina.rewards.objects import ObjectsReward
 from dina.rewards.ocr import OCRReward
 
 

@@ -6,12 +6,13 @@ import torch
 from PIL import Image
 
 from dina.errors import DinaError
+from dina.rewards.detection import Detection
 from dina.rewards.detectors import DETECTORS
 from dina.rewards.detectors.base import PretrainedDetector, keep_best, overlap
 from dina.rewards.detectors.closed import class_names, mask_box
 from dina.rewards.detectors.colors import COLORS, ClipColors, crop
 from dina.rewards.detectors.open_vocabulary import token_spans
-from dina.rewards.objects import Detection, ObjectsReward
+from dina.rewards.objects import ObjectsReward
 from dina.rewards.registry import load_object
 from tests.rewards import tiny_models
 

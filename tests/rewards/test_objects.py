@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dina.rewards.detection import Detection
 from dina.rewards.geneval import relations, score_scene
-from dina.rewards.objects import Detection, ObjectsReward
+from dina.rewards.objects import ObjectsReward
 
 GENEVAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "geneval" / "evaluation_metadata.jsonl"
 

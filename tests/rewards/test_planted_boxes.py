@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dina.rewards.detection import Detection
 from dina.rewards.geneval_benchmark import benchmark_correct
-from dina.rewards.objects import Detection, ObjectsReward
+from dina.rewards.objects import ObjectsReward
 from tests.rewards.test_objects import GENEVAL
 
 
