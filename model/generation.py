@@ -76,7 +76,9 @@ def generate(
 
     Raises:
         ValueError: a prompt that ends in the image-start token has no grid.
+        DinaError: ``sampling`` is for another number of code levels.
     """
+    sampling.check_levels(model.config.levels)
     if requests:
         yield from _Batch(model, requests, sampling, distort).run()
 
@@ -183,7 +185,7 @@ class _Batch:
             if self.sampling.repetition_penalty != 1:
                 past = self.codes[index, :step, level]
                 logits = penalise_repeats(logits, past, self.sampling.repetition_penalty)
-            chosen = self._draw(self.sampling.shape_codes(logits), index, step, channel=1 + level)
+            chosen = self._draw(self.sampling.shape_codes(logits, level), index, step, channel=1 + level)
             return chosen.repeat(2) if self.sampling.guided else chosen
 
         embedding, table = self.model.code_embedding, self.model.get_input_embeddings()

@@ -283,7 +283,7 @@ class DinaForConditionalGeneration(PreTrainedModel):
                 logits = [guide(c, u, sampling.guidance_scale) for c, u in pairs]
             logp, entropy = [], []
             for level, level_logits in enumerate(logits):
-                log_probs = sampling.shape_codes(level_logits[:, :-1])
+                log_probs = sampling.shape_codes(level_logits[:, :-1], level)
                 logp.append(log_probs.gather(-1, codes[:, level, None])[:, 0])
                 entropy.append(entropy_of(log_probs))
             return torch.stack(logp, 1), torch.stack(entropy, 1)

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dina.errors import DinaError
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -23,9 +25,10 @@ class SamplingParams:
 
     Attributes:
         temperature: of the text channel; 0 is greedy.
-        code_temperature: of every code level; ``None`` takes ``temperature``.
+        code_temperature: of the code levels, one number for all or one for each; ``None`` takes ``temperature``.
         top_k, top_p: truncation of the text channel.
-        code_top_k, code_top_p: truncation of every code level.
+        code_top_k: truncation of the code levels, one number for all or one for each.
+        code_top_p: truncation of every code level.
         top_p_over: what ``top_p`` is a share of when top-k cuts too: the classes that top-k left
             (``kept``, as Hugging Face and vLLM do) or the whole softmax (``all``, as LongCat's engine does).
         repetition_penalty: divides positive and multiplies negative logits of classes the row has already
@@ -35,10 +38,10 @@ class SamplingParams:
     """
 
     temperature: float = 1.0
-    code_temperature: float | None = None
+    code_temperature: float | tuple[float, ...] | None = None
     top_k: int = 0
     top_p: float = 1.0
-    code_top_k: int = 0
+    code_top_k: int | tuple[int, ...] = 0
     code_top_p: float = 1.0
     top_p_over: Literal["kept", "all"] = "kept"
     repetition_penalty: float = 1.0
@@ -52,9 +55,19 @@ class SamplingParams:
     def shape_text(self, logits: Tensor) -> Tensor:
         return shape_logits(logits, self.temperature, self.top_k, self.top_p, self.top_p_over)
 
-    def shape_codes(self, logits: Tensor) -> Tensor:
+    def shape_codes(self, logits: Tensor, level: int) -> Tensor:
         temperature = self.temperature if self.code_temperature is None else self.code_temperature
-        return shape_logits(logits, temperature, self.code_top_k, self.code_top_p, self.top_p_over)
+        if isinstance(temperature, tuple):
+            temperature = temperature[level]
+        top_k = self.code_top_k[level] if isinstance(self.code_top_k, tuple) else self.code_top_k
+        return shape_logits(logits, temperature, top_k, self.code_top_p, self.top_p_over)
+
+    def check_levels(self, levels: int) -> None:
+        """Raises: DinaError: a value per level is given, and not for as many levels as the model has."""
+        for name in ("code_temperature", "code_top_k"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise DinaError(f"{name} has {len(value)} numbers; the model has {levels} code levels")
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:

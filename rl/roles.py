@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -13,11 +13,9 @@ from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
 from dina.rewards.protocol import SuiteResult
 from dina.rewards.suite import RewardSuite
+from dina.rl.learner.batch import UpdateResult
 from dina.rl.recipe.config import RolloutConfig, TrainConfig
 from dina.rollout.protocol import Prompt, Request, RolloutEngine, Sample
-
-if TYPE_CHECKING:
-    from dina.rl.learner.learner import UpdateResult
 
 Deliver = Callable[[int, Sample], None]
 
@@ -108,11 +106,15 @@ def rollout_sampling(rollout: RolloutConfig) -> SamplingParams:
     """The distribution that a recipe trains on."""
     return SamplingParams(
         temperature=rollout.temperature,
-        code_temperature=rollout.code_temperature,
+        code_temperature=_per_level(rollout.code_temperature),
         top_k=rollout.top_k,
         top_p=rollout.top_p,
-        code_top_k=rollout.top_k,
+        code_top_k=_per_level(rollout.top_k if rollout.code_top_k is None else rollout.code_top_k),
         code_top_p=rollout.top_p,
         guidance_scale=rollout.guidance_scale,
         max_new_tokens=rollout.max_completion_length,
     )
+
+
+def _per_level(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -206,6 +206,7 @@ class VllmEngine:
         """What finishes together, as lists. Leaving the iterator early ends the rest."""
         if problem := refusal(sampling):
             raise DinaError(f"{problem}; set it to 1, or use rollout.engine=torch")
+        sampling.check_levels(self.config.levels)
         self._refuse_while_running()
         index_of: dict[str, int] = {}
         try:

@@ -133,7 +133,9 @@ class RowState:
         fields = fields or {}
         self.vocabulary, self.seed, self.sampling = vocabulary, seed, sampling
         if "sampling" in fields:
-            self.sampling = SamplingParams(**fields["sampling"])
+            given = fields["sampling"].items()
+            # Some transports make lists of tuples.
+            self.sampling = SamplingParams(**{k: tuple(v) if isinstance(v, list) else v for k, v in given})
         grid = fields.get("grid")
         self.grid: tuple[int, int] | None = (grid[0], grid[1]) if grid else None
         self.drawing = self.grid is not None and prompt_ids[-1] == vocabulary.layout.start

@@ -20,6 +20,7 @@ from dina.rl.recipe.section import Section
 Difficulty = Literal["easy", "medium", "hard"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class RunConfig(Section):
@@ -32,7 +33,9 @@ class RunConfig(Section):
     save_steps: int = Field(
         50, ge=0, description="checkpoint every n steps and at the end; 0: only at the end"
     )
-    save_total_limit: int = Field(2, ge=1, description="checkpoints to keep, the latest first")
+    save_total_limit: int = Field(
+        2, ge=1, description="the latest checkpoints to keep; the best evaluated one stays besides"
+    )
     logging_steps: int = Field(
         1, ge=1, description="line on the console every n steps; metrics.jsonl has every step"
     )
@@ -120,8 +123,13 @@ class RolloutConfig(Section):
     )
     batch_size: int = Field(64, ge=1, description="samples that are drawn at once")
     temperature: float = Field(1.0, gt=0, description="of text tokens")
-    code_temperature: float | None = Field(None, gt=0, description="of picture codes; null: that of text")
+    code_temperature: Positive | list[Positive] | None = Field(
+        None, description="of picture codes, one number or one per level; null: that of text"
+    )
     top_k: int = Field(0, ge=0, description="draw from the k most probable classes only; 0: all")
+    code_top_k: Count | list[Count] | None = Field(
+        None, description="the same for picture codes, one number or one per level; null: that of text"
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="draw from the smallest set with this probability; 1: all"
     )
@@ -153,11 +161,12 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _samples_the_whole_distribution(self) -> RolloutConfig:
-        if (self.top_k or self.top_p < 1) and not self.allow_truncation:
+        codes = self.code_top_k if isinstance(self.code_top_k, list) else [self.code_top_k]
+        if (self.top_k or any(codes) or self.top_p < 1) and not self.allow_truncation:
             raise ValueError(
-                f"top_k={self.top_k}, top_p={self.top_p} cut the distribution: a class that falls out of the cut "
-                "between rollout and update has probability 0, and its ratio says nothing. Set top_k=0 and "
-                "top_p=1.0 in training, or allow_truncation=true if you mean it"
+                f"top_k={self.top_k}, code_top_k={self.code_top_k}, top_p={self.top_p} cut the distribution: a class "
+                "that falls out of the cut between rollout and update has probability 0, and its ratio says nothing. "
+                "Set top_k=0 and top_p=1.0 in training, or allow_truncation=true if you mean it"
             )
         return self
 

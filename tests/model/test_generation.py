@@ -38,8 +38,8 @@ def assert_same(a: Generation, b: Generation) -> None:
 
 SAMPLINGS = {
     "plain": SamplingParams(max_new_tokens=9),
-    "tempered": SamplingParams(temperature=0.7, code_temperature=1.3, max_new_tokens=9),
-    "truncated": SamplingParams(top_k=6, top_p=0.9, code_top_k=4, code_top_p=0.8, max_new_tokens=9),
+    "tempered": SamplingParams(temperature=0.7, code_temperature=(1.3, 0.9, 1.1), max_new_tokens=9),
+    "truncated": SamplingParams(top_k=6, top_p=0.9, code_top_k=(4, 0, 3), code_top_p=0.8, max_new_tokens=9),
     "guided": SamplingParams(guidance_scale=2.5, max_new_tokens=9),
     "greedy": SamplingParams(temperature=0, max_new_tokens=9),
 }

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from dina.errors import DinaError
 from dina.model.sampling import (
+    SamplingParams,
     counter_gumbel,
     draw,
     entropy_of,
@@ -39,6 +41,17 @@ def test_guidance_matches_the_reference() -> None:
     for scale in metadata["guidance_scales"]:
         guided = guide(tensors["in.logits_cond"], tensors["in.logits_uncond"], scale)
         torch.testing.assert_close(guided, tensors[f"out.guided.s{scale}"], atol=1e-5, rtol=1e-5)
+
+
+def test_each_level_may_have_values_of_its_own() -> None:
+    sampling = SamplingParams(temperature=0.7, code_temperature=(2.0, 0.5), code_top_k=(0, 2))
+    logits = torch.tensor([[0.0, 1.0, 3.0]])
+    assert torch.equal(sampling.shape_text(logits), shape_logits(logits, 0.7))
+    assert torch.equal(sampling.shape_codes(logits, 0), shape_logits(logits, 2.0))
+    assert torch.equal(sampling.shape_codes(logits, 1), shape_logits(logits, 0.5, top_k=2))
+    sampling.check_levels(2)
+    with pytest.raises(DinaError, match="code_temperature has 2 numbers; the model has 3 code levels"):
+        sampling.check_levels(3)
 
 
 def test_noise_depends_on_its_own_counter_alone() -> None:

@@ -36,6 +36,8 @@ def config(base: Path, *overrides: str) -> TrainConfig:
             "nearest that fit: 3, 5",
         ),
         (["rollout.top_k=50"], "Set top_k=0 and top_p=1.0"),
+        (["rollout.code_top_k=[0, 8]"], "Set top_k=0 and top_p=1.0"),
+        (["rollout.code_temperature=[1.0, 0.0]"], "greater than 0"),
         (["rollout.temperature=0"], "must be greater than 0"),
         (["rewards.0.use=objcts"], "there is no reward 'objcts'; did you mean 'objects'?"),
         (["rewards=[]"], "at least 1 item"),
@@ -74,6 +76,7 @@ def test_impossible_values_are_refused_in_words(base: Path, overrides: list[str]
     "overrides",
     [
         ["rollout.top_p=0.9", "rollout.allow_truncation=true"],
+        ["rollout.code_top_k=[0, 8]", "rollout.allow_truncation=true", "rollout.code_temperature=[1, 0.9]"],
         ["rewards.0.use=my.module:reward"],
         ["algorithm.level_weights=0.5"],
         ["algorithm.level_weights=[1, 0.5, 0.25]"],
