@@ -23,21 +23,25 @@ _CPU_RUNNER = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
 _WORKER = "vllm.v1.worker.gpu_worker:Worker"
 _ENGINE = "vllm.v1.engine.llm_engine:LLMEngine"
 
-# The parameters, in order, of every method that the mixin and the engine override or call.
-METHODS: dict[str, tuple[str, ...]] = {
+# The parameters, in order, of every method that our runner and workers override: one more would not reach ours.
+OVERRIDDEN: dict[str, tuple[str, ...]] = {
     f"{_RUNNER}._update_states": ("self", "scheduler_output"),
     f"{_RUNNER}._preprocess": ("self", "scheduler_output", "num_input_tokens", "intermediate_tensors"),
     f"{_RUNNER}.execute_model": ("self", "scheduler_output", "intermediate_tensors"),
     f"{_RUNNER}.sample_tokens": ("self", "grammar_output"),
     f"{_RUNNER}._sample": ("self", "logits", "spec_decode_metadata"),
+    f"{_WORKER}._make_model_runner": ("self",),
+    "vllm.v1.worker.cpu_worker:CPUWorker.init_device": ("self",),
+}
+
+# The first parameters of every method that we call.
+CALLED: dict[str, tuple[str, ...]] = {
     f"{_RUNNER}.reload_weights": ("self", "weights_iterator", "weights_path", "is_checkpoint_format"),
     f"{_CPU_RUNNER}.__init__": ("self", "vllm_config", "device"),
-    f"{_WORKER}._make_model_runner": ("self",),
     f"{_WORKER}.init_weight_transfer_engine": ("self", "init_info"),
     f"{_WORKER}.start_weight_update": ("self",),
     f"{_WORKER}.update_weights": ("self", "update_info"),
     f"{_WORKER}.finish_weight_update": ("self",),
-    "vllm.v1.worker.cpu_worker:CPUWorker.init_device": ("self",),
     f"{_ENGINE}.add_request": ("self", "request_id", "prompt", "params"),
     f"{_ENGINE}.step": ("self",),
     f"{_ENGINE}.abort_request": ("self", "request_ids"),
@@ -115,9 +119,10 @@ def check_vllm(weight_transfer: bool = False) -> str:
             "pip install 'vllm>=0.32,<0.34'. Or use rollout.engine=torch"
         )
     assert version is not None
-    methods = METHODS | (TRANSFER_METHODS if weight_transfer else {})
+    called = CALLED | (TRANSFER_METHODS if weight_transfer else {})
     read = FIELDS | (TRANSFER_FIELDS if weight_transfer else {})
-    checks = [_method_problem(*item) for item in methods.items()]
+    checks = [_method_problem(*item, overridden=True) for item in OVERRIDDEN.items()]
+    checks += [_method_problem(*item) for item in called.items()]
     checks += [_field_problem(*item) for item in read.items()]
     problems = [problem for problem in checks if problem]
     if problems:
@@ -136,13 +141,15 @@ def _resolve(path: str) -> object:
     return found
 
 
-def _method_problem(path: str, wanted: tuple[str, ...]) -> str | None:
+def _method_problem(path: str, wanted: tuple[str, ...], overridden: bool = False) -> str | None:
     try:
         found = tuple(inspect.signature(_resolve(path)).parameters)  # type: ignore[arg-type]
     except (ImportError, AttributeError) as error:
         return f"{path.partition(':')[2]} is missing ({error})"
-    if found[: len(wanted)] != wanted:
-        return f"{path.partition(':')[2]} takes ({', '.join(found)}), expected ({', '.join(wanted)}, …)"
+    compared = found if overridden else found[: len(wanted)]
+    if compared != wanted:
+        more = "" if overridden else ", …"
+        return f"{path.partition(':')[2]} takes ({', '.join(found)}), expected ({', '.join(wanted)}{more})"
     return None
 
 

@@ -23,8 +23,10 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
+from dina.errors import DinaError
 from dina.model.sampling import SamplingParams, counter_gumbel, draw, entropy_of
 from dina.rollout.protocol import derive_seed
+from dina.rollout.vllm_compat import SUPPORTED
 from dina.rollout.vllm_model import DinaForConditionalGeneration
 from dina.rollout.vllm_wire import KEY, RowState
 
@@ -171,7 +173,7 @@ class DinaRunnerMixin:
         drawn: list[Tensor] = []
 
         def choose(logits: Tensor, level: int) -> Tensor:
-            log_probs = sampling.shape_codes(logits[:, :-1])
+            log_probs = sampling.shape_codes(logits[:, :-1], level)
             drawn.append(log_probs)
             chosen = draw(log_probs, noise[level, :, : log_probs.shape[-1]])
             if forced is not None:
@@ -243,6 +245,8 @@ class DinaCPUWorker(cpu_worker.CPUWorker):
             cpu_worker.CPUModelRunner = runner  # type: ignore[misc]
             # vLLM makes it a no-op for the whole process, in which a trainer may live too.
             torch.set_num_threads = set_num_threads
+        if not isinstance(self.model_runner, DinaCPUModelRunner):
+            raise DinaError(f"this vLLM builds its CPU runner in a way of its own; supported: {SUPPORTED}")
 
 
 class DinaGPUWorker(Worker):

@@ -29,11 +29,12 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_changed_signature_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
     path = "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample"
-    monkeypatch.setitem(vllm_compat.METHODS, path, ("self", "hidden"))
-    monkeypatch.setitem(vllm_compat.METHODS, "vllm.v1.worker.gpu_worker:Worker.nothing", ("self",))
+    monkeypatch.setitem(vllm_compat.OVERRIDDEN, path, ("self", "logits"))
+    monkeypatch.setitem(vllm_compat.CALLED, "vllm.v1.worker.gpu_worker:Worker.nothing", ("self",))
     monkeypatch.setitem(vllm_compat.FIELDS, "vllm.v1.outputs:SamplerOutput", ("colour",))
     with pytest.raises(
-        DinaError, match=r"_sample takes .*expected .self, hidden.*nothing is missing.*colour"
+        DinaError,
+        match=r"_sample takes .*expected .self, logits\).*nothing is missing.*colour.*Supported: .*0.32 and below 0.34",
     ):
         check_vllm()
 
@@ -61,7 +62,7 @@ def test_gpu_workers_fit_their_base_classes() -> None:
 
     assert DinaGPUModelRunner.__mro__[1] is DinaRunnerMixin
     overrides = {n for n in vars(DinaRunnerMixin) if n in vars(GPUModelRunner)} - {"__module__", "__doc__"}
-    checked = {path.rpartition(".")[2] for path in vllm_compat.METHODS}
+    checked = {path.rpartition(".")[2] for path in vllm_compat.OVERRIDDEN}
     assert {n for n in overrides if not n.startswith("__")} <= checked
     assert DinaGPUWorker._make_model_runner.__qualname__.startswith("DinaGPUWorker")
 

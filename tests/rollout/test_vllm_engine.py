@@ -36,8 +36,8 @@ from tests.rollout.world import (
 TIGHT = {"max_num_seqs": 32, "max_batched_tokens": 64, "kv_blocks": 8, "block_size": 32}
 SAMPLINGS = {
     "plain": SamplingParams(max_new_tokens=9),
-    "tempered": SamplingParams(temperature=0.7, code_temperature=1.3, max_new_tokens=9),
-    "truncated": SamplingParams(top_k=6, top_p=0.9, code_top_k=4, code_top_p=0.8, max_new_tokens=9),
+    "tempered": SamplingParams(temperature=0.7, code_temperature=(1.3, 0.9, 1.1), max_new_tokens=9),
+    "truncated": SamplingParams(top_k=6, top_p=0.9, code_top_k=(4, 0, 3), code_top_p=0.8, max_new_tokens=9),
     "greedy": SamplingParams(temperature=0, max_new_tokens=9),
 }
 
@@ -65,21 +65,35 @@ def world(request: Any, tmp_path_factory: Any) -> Iterator[World]:
 def test_mixed_requests_equal_the_torch_reference(world: World, name: str, monkeypatch: Any) -> None:
     model, sampling = world.checkpoint.model, SAMPLINGS[name]
     scheduler = world.engine.llm.engine_core.engine_core.scheduler
-    preempt, preempted = scheduler._preempt_request, []
+    preempt, schedule = scheduler._preempt_request, scheduler.schedule
+    preempted, in_parts = [], set()
 
-    def spy(*args: Any, **kwargs: Any) -> None:
+    def spy_preempt(*args: Any, **kwargs: Any) -> None:
         preempted.append(1)
         preempt(*args, **kwargs)
 
-    monkeypatch.setattr(scheduler, "_preempt_request", spy)
+    def spy_schedule(*args: Any, **kwargs: Any) -> Any:
+        out = schedule(*args, **kwargs)
+        in_parts.update(
+            r.request_id for r in scheduler.running if r.num_computed_tokens < r.num_prompt_tokens
+        )
+        return out
+
+    monkeypatch.setattr(scheduler, "_preempt_request", spy_preempt)
+    monkeypatch.setattr(scheduler, "schedule", spy_schedule)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     requests = mixed_requests(model.config)
     results = world.draw(requests, sampling)
     assert [r.index for r in results] == list(range(64))
-    assert preempted
+    assert preempted and in_parts
+    assert not torch._dynamo.utils.counters  # nothing is compiled on first use
     logps, entropies = differences(model, results, sampling)
     references = by_torch(model, requests, sampling)
     same = [same_sample(a, b) for a, b in zip(results, references, strict=True)]
-    print(f"\n{name}: {len(preempted)} preemptions, {sum(same)}/64 samples identical to the torch engine's")
+    print(
+        f"\n{name}: {len(preempted)} preemptions, {len(in_parts)} prompts in parts, {sum(same)}/64 samples as torch's"
+    )
     print(
         "  log-prob", " ".join(f"{d:.1e}" for d in logps), "entropy", " ".join(f"{d:.1e}" for d in entropies)
     )
