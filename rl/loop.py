@@ -120,7 +120,10 @@ class Trainer:
     def _generate(self, number: int) -> list[Sample]:
         """``prompts_per_step`` groups of ``num_generations`` samples, in the order of their requests."""
         self.batches.admit()
-        return self.batches.take(number)
+        samples = self.batches.take(number)
+        if self.probe.version is None:  # the run's first step, or the first since it was resumed
+            self.probe.start(samples[0].stream, self.batches.version)
+        return samples
 
     def _advantages(self, samples: Sequence[Sample], rewards: Tensor) -> Advantages:
         groups = torch.tensor([s.request.group for s in samples])
@@ -148,6 +151,7 @@ class Trainer:
         """Writes the whole state: a checkpoint that can be evaluated, and what resuming needs beside it."""
         self.roles.learner.save(folder)
         self.batches.save(folder)
+        self.probe.check(self.batches.version)  # what was drawn ahead must be of the learner's weights
         save_run_state(
             folder,
             {

@@ -36,15 +36,19 @@ class WeightProbe:
 
     The workers answer in the order of their queue, so in async mode the answer is read when the first batch that
     the new weights drew is taken: until then nothing is trained on them.
+
+    Attributes:
+        version: of the weights that were asked about last.
     """
 
     def __init__(self, rollout: Rollout, learner: LearnerRole, sampling: SamplingParams, dtype: str) -> None:
         self.rollout, self.learner, self.sampling, self.dtype = rollout, learner, sampling, dtype
+        self.version: int | None = None
         self._asked: dict[int, _Asked] = {}
 
     def start(self, stream: TokenStream, version: int) -> None:
         """Asks about weights ``version``, which the workers have been sent and the learner holds now."""
-        stream = beginning(stream)
+        self.version, stream = version, beginning(stream)
         pending = self.rollout.start_probe([stream], self.sampling)
         if pending is not None:
             self._asked[version] = _Asked(pending, self.learner.log_probs(stream)[0].cpu(), stream.actions[0])

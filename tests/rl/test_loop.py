@@ -141,6 +141,18 @@ def test_ctrl_c_finishes_the_step_and_saves(start: Path, tmp_path: Path) -> None
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+def test_the_checkpoint_that_was_evaluated_best_stays(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.2, 0.9, 0.3, 0.1])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"eval/overall": next(scores)})
+    often = {"max_steps": 4, "save_steps": 1, "save_total_limit": 1}
+    data = {"eval": str(start / "train.jsonl"), "eval_steps": 1}
+    run = train(recipe(start, tmp_path / "run", run=often, data=data))
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step_2", "step_4"}
+    assert [line["eval/overall"] for line in metrics_of(run)] == [0.2, 0.9, 0.3, 0.1]
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(start: Path, whole_run: Path) -> None:
     with pytest.raises(DinaError, match="holds a run; resume it"):
         train(recipe(start, whole_run))
