@@ -92,6 +92,18 @@ def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids)
 
 
+def listening(pids: list[int]) -> set[str]:
+    """The addresses that processes accept connections on."""
+    found = set()
+    for process in map(psutil.Process, filter(psutil.pid_exists, pids)):
+        connections = process.net_connections("inet")
+        found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
 def begin(arguments: list[str]) -> subprocess.Popen[bytes]:
     """`dina train` in a process group of its own, as a shell would start it.
 

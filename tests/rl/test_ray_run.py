@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,24 +20,37 @@ from safetensors.torch import load_file
 pytest.importorskip("ray")
 
 import ray
+from ray.util.placement_group import remove_placement_group
 
 from dina.errors import DinaError
 from dina.eval.metric_table import undescribed
 from dina.rl.bench import scaling
 from dina.rl.bench.options import Options
 from dina.rl.bench.sync import measure_sync
+from dina.rl.cluster.placement import Plan, Slot, placed, reserve
 from dina.rl.cluster.pool import Limits
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.cluster.reward_pool import RewardPool, RewardWorker
 from dina.rl.cluster.rollout_pool import RolloutPool, RolloutWorker
 from dina.rl.cluster.session import open_session
+from dina.rl.environment import usable_cpus
 from dina.rl.loop import Trainer, train
 from dina.rl.recipe.cluster import RayConfig
 from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import reward_suite, rollout_sampling
 from dina.rl.saved_rollouts import load_rollouts
 from dina.rollout.protocol import Sample
-from tests.rl.ray_world import all_metrics, gone, metrics_of, recipe, save_world, wait_until, workers_below
+from tests.rl.ray_world import (
+    LOOPBACK,
+    all_metrics,
+    gone,
+    listening,
+    metrics_of,
+    recipe,
+    save_world,
+    wait_until,
+    workers_below,
+)
 
 # Redone requests and other numbers of workers change what is computed in one batch, and with it the order in
 # which float32 sums are taken: log-probabilities move by some 1e-6, and Adam's first steps amplify that.
@@ -86,9 +101,43 @@ def assert_alike(run: Path, other: Path) -> None:
 
 
 def test_everything_listens_on_loopback_alone() -> None:
-    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    addresses = {c.laddr.ip for p in ours for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    found = listening([os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))])
+    assert found and found <= LOOPBACK
+
+
+class CountsThreads:
+    def count(self) -> int:
+        return torch.get_num_threads()
+
+
+def test_a_process_has_the_threads_of_its_slot() -> None:
+    group = reserve(Plan(bundles=[{"CPU": 1.0}]), 60.0)
+    actors = [placed(CountsThreads, group, Slot(0, 0.5, 0.0, threads))() for threads in (1, 2)]
+    assert ray.get([actor.count.remote() for actor in actors]) == [1, min(2, usable_cpus())]
+    for actor in actors:
+        ray.kill(actor)
+    remove_placement_group(group)
+
+
+JOIN = """
+import sys
+import ray
+from dina.rl.cluster.session import open_session
+from dina.rl.recipe.cluster import RayConfig
+
+close = open_session(RayConfig(address=sys.argv[1]), cpus=1)
+print(ray.get_runtime_context().gcs_address)
+close()
+"""
+
+
+def test_a_run_may_join_a_ray_that_is_there_and_leaves_it_alone() -> None:
+    address = ray.get_runtime_context().gcs_address
+    joined = subprocess.run(
+        [sys.executable, "-c", JOIN, address], capture_output=True, text=True, timeout=300
+    )
+    assert joined.stdout.split() == [address], joined.stderr
+    assert ray.get(ray.remote(lambda: os.getpid()).options(num_cpus=0).remote()) != os.getpid()
 
 
 def test_a_run_over_ray_is_the_local_run(world: Path, local: Path, tmp_path: Path) -> None:

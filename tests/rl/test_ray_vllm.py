@@ -15,15 +15,18 @@ from dina.model.checkpoint import save_checkpoint
 from dina.rl.loop import train
 from dina.rl.recipe.config import TrainConfig
 from tests.rl.ray_world import (
+    LOOPBACK,
     all_metrics,
     begin,
     family,
     gone,
+    listening,
     metrics_of,
     recipe,
     save_world,
     steps_done,
     wait_until,
+    workers_below,
 )
 from tests.rollout.world import world_checkpoint
 
@@ -48,6 +51,9 @@ def test_six_steps_are_three_a_killed_driver_and_three_more(tmp_path: Path) -> N
     killed = begin([str(tmp_path / "recipe.yaml")])
     assert wait_until(lambda: steps_done(run) == 4, 600)
     children = family(killed)
+    titles = " ".join(workers_below(killed.pid).values())
+    assert all(f"ray::{role}Worker" in titles for role in ("Rollout", "Reward", "Learner"))
+    assert listening(children) <= LOOPBACK
     killed.kill()
     killed.wait()
     assert wait_until(lambda: gone(children), 60), [
