@@ -133,9 +133,10 @@ class RowState:
         fields = fields or {}
         self.vocabulary, self.seed, self.sampling = vocabulary, seed, sampling
         if "sampling" in fields:
-            given = fields["sampling"].items()
+            given: dict[str, Any] = fields["sampling"]
             # Some transports make lists of tuples.
-            self.sampling = SamplingParams(**{k: tuple(v) if isinstance(v, list) else v for k, v in given})
+            given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+            self.sampling = SamplingParams(**given)
         grid = fields.get("grid")
         self.grid: tuple[int, int] | None = (grid[0], grid[1]) if grid else None
         self.drawing = self.grid is not None and prompt_ids[-1] == vocabulary.layout.start

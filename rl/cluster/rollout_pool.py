@@ -34,7 +34,6 @@ class RolloutWorker:
             config.rollout,
             config.run.dtype,
             config.run.device,
-            threads=config.ray.rollout.threads,
             gpu_memory=0.4 if config.ray.placement == "colocated" else 0.85,
         )
 

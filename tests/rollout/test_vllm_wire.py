@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from itertools import product
 
 import torch
@@ -67,6 +68,13 @@ def test_codes_of_prompts_arrive_at_their_positions() -> None:
     state = state_of(request, SamplingParams())
     assert torch.equal(torch.from_numpy(state.codes[: request.prompt.length]).long(), request.prompt.codes[0])
     assert (state.codes[request.prompt.length :] == -1).all()
+
+
+def test_sampling_survives_a_transport_that_knows_no_tuples() -> None:
+    request, sampling = GenerationRequest(text_prompt(3), 0), SamplingParams(code_temperature=(1.0, 0.5, 2.0))
+    fields = json.loads(json.dumps(pack(request, sampling)[KEY]))
+    state = RowState(VOCABULARY, request.prompt.text_ids[0].tolist(), 0, fields, SamplingParams())
+    assert state.sampling == sampling and hash(state.sampling) == hash(sampling)
 
 
 def test_salt_depends_on_all_levels_and_text_needs_none() -> None:
