@@ -133,10 +133,10 @@ class RowState:
         fields = fields or {}
         self.vocabulary, self.seed, self.sampling = vocabulary, seed, sampling
         if "sampling" in fields:
-            given: dict[str, Any] = fields["sampling"]
+            values: dict[str, Any] = fields["sampling"]
             # Some transports make lists of tuples.
-            given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-            self.sampling = SamplingParams(**given)
+            values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            self.sampling = SamplingParams(**values)
         grid = fields.get("grid")
         self.grid: tuple[int, int] | None = (grid[0], grid[1]) if grid else None
         self.drawing = self.grid is not None and prompt_ids[-1] == vocabulary.layout.start
