@@ -13,7 +13,7 @@ FOLDER = "run"
 def save_run_state(folder: Path, state: dict[str, Any]) -> None:
     """Writes ``state`` and this process's random states into a checkpoint."""
     (folder / FOLDER).mkdir()
-    save_training_state(folder / FOLDER, state=state)
+    save_training_state(folder / FOLDER, state)
 
 
 def load_run_state(folder: Path) -> dict[str, Any]:

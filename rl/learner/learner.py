@@ -18,17 +18,15 @@ from dina.policies.corrections import importance_weights
 from dina.policies.filters import combine_filters, entropy_filter, mismatch_filter
 from dina.policies.losses import Denominators, LossConfig, policy_loss, resolve_channel_weights
 from dina.policies.stats import StatSums
-from dina.rl.learner import state
 from dina.rl.learner.adapters import add_adapters
 from dina.rl.learner.backbone import decoder_layers, recomputed
 from dina.rl.learner.batch import Batch, Dropped, Measured, UpdateResult
 from dina.rl.learner.ranks import Ranks
+from dina.rl.learner.state import LearnerState
 from dina.rl.learner.updaters import Likelihood, PlainUpdater, Updater, adamw, scheduler
 from dina.rl.recipe.config import TrainConfig
 from dina.rollout.protocol import Sample, derive_seed
 from dina.rollout.torch_engine import autocast
-
-__all__ = ["Batch", "Dropped", "Learner", "UpdateResult"]
 
 
 class Learner:
@@ -63,6 +61,7 @@ class Learner:
         self.device, self.ranks = model.device, Ranks.current()
         # Dropout stays off: it would change the probabilities that the ratio compares.
         model.eval()
+        sampling.check_levels(model.config.levels)
         algorithm, optim = config.algorithm, config.optim
         self.weights_of_channels = resolve_channel_weights(
             algorithm.level_weights, algorithm.text_weight, model.config.levels
@@ -78,9 +77,11 @@ class Learner:
         )
         self._recomputed = self._prepare_layers()
         self.updater = self._updater()
-        self.optimizer = self.updater.optimizer
         updates = config.run.max_steps * algorithm.num_iterations * algorithm.minibatches
-        self.scheduler = scheduler(self.optimizer, optim, updates)
+        self.scheduler = scheduler(self.updater.optimizer, optim, updates)
+        self.state = LearnerState(
+            model, self.updater, self.scheduler, self.ranks, config.learner, self.checkpoint
+        )
 
     def learn(
         self, samples: Sequence[Sample], rewards: Tensor, advantages: Tensor, valid: Tensor, step: int
@@ -152,14 +153,14 @@ class Learner:
         All ranks must iterate to the end; rank 0 alone is given tensors. They may share the model's memory, so take
         what you need before the next update.
         """
-        return state.whole_weights(self)
+        return self.state.weights()
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint folder, and below it ``learner/``: what ``restore`` needs to go on alike.
 
         All ranks call it, with the same folder on a file system that they share.
         """
-        state.save(self, folder)
+        self.state.save(folder)
 
     def restore(self, folder: Path) -> None:
         """Continues from what ``save`` wrote. All ranks call it.
@@ -167,7 +168,7 @@ class Learner:
         Raises:
             DinaError: the folder is damaged, or was written by another number of ranks or with other adapters.
         """
-        state.restore(self, folder)
+        self.state.restore(folder)
 
     def _update_minibatch(
         self, batch: Batch, rows: Tensor, result: UpdateResult, own: StatSums, log_filters: bool

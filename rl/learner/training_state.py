@@ -18,10 +18,8 @@ from dina.errors import DinaError
 TENSORS, SCALARS = "training_state.safetensors", "training_state.json"
 
 
-def save_training_state(
-    folder: Path, *, optimizer: torch.optim.Optimizer | None = None, state: Any = None
-) -> None:
-    """Writes the optimizer's state, ``state``, and the random states of torch, numpy and Python.
+def save_training_state(folder: Path, state: Any) -> None:
+    """Writes ``state``, and the random states of torch, numpy and Python.
 
     Args:
         state: dicts, lists, tuples, numbers, texts, ``None``, tensors and arrays, nested as you like.
@@ -29,36 +27,24 @@ def save_training_state(
     Raises:
         TypeError: ``state`` holds anything else.
     """
-    tree = {
-        "state": state,
-        "random": random_states(),
-        "optimizer": optimizer.state_dict() if optimizer else None,
-    }
     tensors: dict[str, Tensor] = {}
-    scalars = _encode(tree, tensors)
+    scalars = _encode({"state": state, "random": random_states()}, tensors)
     save_file(tensors, folder / TENSORS)
     (folder / SCALARS).write_text(json.dumps(scalars), encoding="utf-8")
 
 
-def load_training_state(folder: Path, *, optimizer: torch.optim.Optimizer | None = None) -> Any:
-    """Restores the optimizer and the random states in place, and returns ``state`` as it was saved.
+def load_training_state(folder: Path) -> Any:
+    """Restores the random states, and returns ``state`` as it was saved.
 
     Raises:
-        DinaError: the files are missing or damaged, or belong to another optimizer.
+        DinaError: the files are missing or damaged.
     """
     try:
         tensors = load_file(folder / TENSORS)
         tree = _decode(json.loads((folder / SCALARS).read_text(encoding="utf-8")), tensors)
-        saved, randomness, state = tree["optimizer"], tree["random"], tree["state"]
+        randomness, state = tree["random"], tree["state"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DinaError(f"The training state in {folder} cannot be read: {error}") from error
-    if optimizer is not None:
-        if saved is None:
-            raise DinaError(f"{folder} holds no optimizer state, so a run cannot resume from it")
-        try:
-            optimizer.load_state_dict(saved)
-        except (ValueError, KeyError) as error:
-            raise DinaError(f"The optimizer state in {folder} is that of another model: {error}") from error
     restore_random_states(randomness)
     return state
 

@@ -59,7 +59,9 @@ class Updater(Protocol):
         """What this rank's optimizer knows, for ``save_training_state``."""
         ...
 
-    def load_state(self, state: Any) -> None: ...
+    def load_state(self, state: Any) -> None:
+        """Raises: DinaError: the state is that of another model."""
+        ...
 
 
 class PlainUpdater:
@@ -104,7 +106,10 @@ class PlainUpdater:
         return self.optimizer.state_dict()
 
     def load_state(self, state: Any) -> None:
-        self.optimizer.load_state_dict(state)
+        try:
+            self.optimizer.load_state_dict(state)
+        except (ValueError, KeyError) as error:
+            raise DinaError(f"the optimizer's state is that of another model ({error})") from error
 
     @torch.no_grad()
     def _add_gradients_of_all_ranks(self) -> None:

@@ -35,12 +35,12 @@ def test_a_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
         3: {"int key": np.arange(3, dtype=np.uint32), ("a", 1): []},
         "$odd": {"$tensor": "not one"},
     }
-    save_training_state(tmp_path, state=state)
+    save_training_state(tmp_path, state)
     assert equal(load_training_state(tmp_path), state)
 
 
 def test_numpy_numbers_become_numbers(tmp_path: Path) -> None:
-    save_training_state(tmp_path, state=[np.float64(0.1), np.int64(3), np.float32(0.5), np.bool_(True)])
+    save_training_state(tmp_path, [np.float64(0.1), np.int64(3), np.float32(0.5), np.bool_(True)])
     assert equal(load_training_state(tmp_path), [0.1, 3, 0.5, True])
 
 
@@ -67,30 +67,26 @@ def test_six_steps_are_three_and_three_after_resuming(tmp_path: Path, name: str)
 
     first, optimizer = fresh()
     train(first, optimizer, 3)
-    save_training_state(tmp_path, optimizer=optimizer, state={"weights": first.state_dict()})
+    save_training_state(tmp_path, {"weights": first.state_dict(), "optimizer": optimizer.state_dict()})
     train(first, optimizer, 1)
 
     second, optimizer = fresh()
-    second.load_state_dict(load_training_state(tmp_path, optimizer=optimizer)["weights"])
+    state = load_training_state(tmp_path)
+    second.load_state_dict(state["weights"])
+    optimizer.load_state_dict(state["optimizer"])
     train(second, optimizer, 3)
     assert equal(dict(second.state_dict()), dict(whole.state_dict()))
 
 
 def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="cannot hold a Path|cannot hold a PosixPath"):
-        save_training_state(tmp_path, state={"a": [Path("x")]})
+        save_training_state(tmp_path, {"a": [Path("x")]})
 
 
-def test_missing_damaged_and_foreign_states_are_errors(tmp_path: Path) -> None:
+def test_missing_and_damaged_states_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DinaError, match="cannot be read"):
         load_training_state(tmp_path)
-    save_training_state(tmp_path, state=1)
-    model = nn.Linear(2, 2)
-    with pytest.raises(DinaError, match="holds no optimizer state"):
-        load_training_state(tmp_path, optimizer=torch.optim.SGD(model.parameters(), lr=1))
-    save_training_state(tmp_path, optimizer=torch.optim.SGD([model.weight], lr=1))
-    with pytest.raises(DinaError, match="of another model"):
-        load_training_state(tmp_path, optimizer=torch.optim.SGD(model.parameters(), lr=1))
+    save_training_state(tmp_path, torch.ones(50))
     os.truncate(tmp_path / "training_state.safetensors", 100)
     with pytest.raises(DinaError, match="cannot be read"):
         load_training_state(tmp_path)
@@ -98,7 +94,8 @@ def test_missing_damaged_and_foreign_states_are_errors(tmp_path: Path) -> None:
 
 def test_no_file_is_a_pickle(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
-    save_training_state(tmp_path, optimizer=torch.optim.AdamW(model.parameters()), state={"a": torch.ones(2)})
+    optimizer = torch.optim.AdamW(model.parameters()).state_dict()
+    save_training_state(tmp_path, {"optimizer": optimizer, "a": torch.ones(2)})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "training_state.json",
         "training_state.safetensors",
