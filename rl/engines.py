@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
+
 from dina.model.checkpoint import load_checkpoint
 from dina.model.sampling import SamplingParams
+from dina.model.stream import TokenStream
 from dina.rl.environment import pick_device
 from dina.rl.recipe.config import RolloutConfig
 from dina.rollout.protocol import Prompt, RolloutEngine
@@ -15,7 +18,11 @@ from dina.rollout.torch_engine import TorchEngine
 
 
 class Engine(RolloutEngine, Protocol):
-    """An engine that can also say beforehand what it cannot draw."""
+    """An engine that can also say beforehand what it cannot draw, and score what is drawn already."""
+
+    def probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> list[Tensor]:
+        """Log-probabilities ``[T, C]`` of the actions of single-row streams, 0 at everything else."""
+        ...
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         """Raises: DinaError: a prompt does not fit the context."""

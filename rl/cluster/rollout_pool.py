@@ -47,9 +47,8 @@ class RolloutWorker:
     def update(self, packed: Packed, version: int) -> None:
         self.engine.update_weights(unpack_weights(packed), version)
 
-    def probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> list[Tensor] | None:
-        probe = getattr(self.engine, "probe", None)
-        return None if probe is None else probe(streams, sampling)
+    def probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> list[Tensor]:
+        return self.engine.probe(streams, sampling)
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
         self.engine.check_lengths(prompts, sampling)
@@ -174,7 +173,7 @@ class Answers(Draw):
 
     def wait(self) -> list[Any]:  # type: ignore[override]
         super().wait()
-        return [value for value in self.values if value is not None]
+        return self.values
 
 
 def _compact(sample: Sample) -> Sample:
