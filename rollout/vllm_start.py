@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ def prepare_process() -> None:
     # oneDNN keeps 1024 compiled products, one per number of rows: over 100 MB after some hundred steps. With 32 or 128
     # an engine draws as fast.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    # What its import has to say of deprecated parts of torch and of missing Triton and CUDA helps nobody here.
+    for name in ("torch", "torch.utils.cpp_extension", "vllm"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
 
 
 def no_groups_yet() -> bool:
