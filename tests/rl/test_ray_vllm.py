@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from dina.rl.recipe.config import TrainConfig
 from tests.rl.ray_world import (
     LOOPBACK,
     all_metrics,
+    assert_alike,
     begin,
     family,
     gone,
@@ -31,7 +33,7 @@ from tests.rl.ray_world import (
 from tests.rollout.world import world_checkpoint
 
 
-def vllm_recipe(world: Path, out: Path, mark: Path) -> TrainConfig:
+def vllm_recipe(world: Path, out: Path, mark: Path, **changes: Any) -> TrainConfig:
     """Six steps; the fifth waits for the file ``mark``."""
     return recipe(
         world,
@@ -39,10 +41,11 @@ def vllm_recipe(world: Path, out: Path, mark: Path) -> TrainConfig:
         rollout={"engine": "vllm", "kv_cache_gib": 0.1},
         optim={"learning_rate": 1e-3},
         rewards=[{"use": "tests.rl.ray_world:WaitsFor", "kwargs": {"mark": str(mark), "step": 5}}],
+        **changes,
     )
 
 
-@pytest.mark.timeout(1800)  # a minute or two on an idle machine: it starts Ray and vLLM three times
+@pytest.mark.timeout(1800)  # a minute or two on an idle machine: it starts Ray three times, and five engines
 def test_six_steps_are_three_a_killed_driver_and_three_more(tmp_path: Path) -> None:
     world, mark, run = save_world(tmp_path), tmp_path / "go on", tmp_path / "run"
     save_checkpoint(world_checkpoint(), world / "checkpoint")
@@ -67,3 +70,6 @@ def test_six_steps_are_three_a_killed_driver_and_three_more(tmp_path: Path) -> N
     assert metrics_of(run) == metrics_of(straight)
     assert [line["step"] for line in all_metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert all(line["probe/max_logp_diff"] < 1e-3 for line in all_metrics(run))
+
+    two = vllm_recipe(world, tmp_path / "two", mark, run={"max_steps": 2}, ray={"rollout": {"workers": 2}})
+    assert_alike(train(two), straight, 2)
