@@ -23,7 +23,8 @@ from dina.rl.metrics import METRICS_FILE
 
 MIB = 2**20
 WARM_UP = 0.25  # share of the steps in which caches, pools and allocators may fill up
-ALLOWED = {"memory_mib": 0.02, "files": 0.02, "processes": 0.0}  # growth from there to the end, as a share
+# Growth from there to the end, as a share.
+ALLOWED = {"memory_mib": 0.02, "shared_mib": 0.02, "files": 0.02, "processes": 0.0}
 
 
 @dataclass
@@ -32,8 +33,10 @@ class Look:
 
     Attributes:
         step: steps that the run has finished.
-        memory_mib: proportional set size, in which shared pages count once; resident size where there is none.
-        by_name: memory of the processes of each name.
+        memory_mib: what each process has for itself. Pages of libraries are left out: other programs that use the
+            same ones, on the same machine, would make them look smaller.
+        shared_mib: shared memory of the process that has most of it, which is the one with Ray's object store.
+        by_name: ``memory_mib`` of the processes of each name.
     """
 
     step: int
@@ -41,6 +44,7 @@ class Look:
     memory_mib: float = 0.0
     files: int = 0
     processes: int = 0
+    shared_mib: float = 0.0
     by_name: dict[str, float] = field(default_factory=dict)
 
 
@@ -86,16 +90,25 @@ def look(pid: int, step: int, seconds: float) -> Look:
     for process in family:
         try:
             with process.oneshot():
-                full = process.memory_full_info()
-                memory = getattr(full, "pss", full.rss) / MIB
+                memory = process.memory_full_info().uss / MIB
                 files, name = process.num_fds(), name_of(process)
         except psutil.Error:
             continue
         seen.memory_mib += memory
+        seen.shared_mib = max(seen.shared_mib, shared_memory(process.pid))
         seen.files += files
         seen.processes += 1
         seen.by_name[name] = seen.by_name.get(name, 0.0) + memory
     return seen
+
+
+def shared_memory(pid: int) -> float:
+    """MiB of shared memory that a process has in use; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssShmem:")) / 1024
 
 
 def name_of(process: psutil.Process) -> str:
