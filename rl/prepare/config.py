@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from dina.rl.recipe.config import ModelConfig, RolloutConfig
 from dina.rl.recipe.rewards import RewardConfig
-from dina.rl.recipe.section import Section
+from dina.rl.recipe.section import Grid, ModuleAttr, Section
 
 
 class SourceConfig(Section):
@@ -58,15 +58,8 @@ class PrepareRecipe(Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 computes under autocast")
     model: ModelConfig = Field(description="the base model, whose rollouts say how hard a row is")
     sources: list[SourceConfig] = Field(min_length=1, description="what is merged, the first copy stays")
-    renderer: str | None = Field(
-        None, pattern=r"^[\w.]+:[\w.]+$", description="module:attr that draws the `scene` of a row"
-    )
-    grid: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None,
-        min_length=2,
-        max_length=2,
-        description="[rows, columns] of pictures to draw, where a row has none",
-    )
+    renderer: ModuleAttr | None = Field(None, description="module:attr that draws the `scene` of a row")
+    grid: Grid | None = Field(None, description="[rows, columns] of pictures to draw, where a row has none")
     skip_invalid: bool = Field(
         False, description="count rows that cannot be read or do not fit, and go on; false stops at the first"
     )

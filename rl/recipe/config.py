@@ -15,7 +15,7 @@ from dina.policies.losses import LossType
 from dina.rl.recipe.alerts import AlertConfig
 from dina.rl.recipe.cluster import LoopConfig, RayConfig
 from dina.rl.recipe.rewards import RewardConfig
-from dina.rl.recipe.section import Section
+from dina.rl.recipe.section import Grid, ModuleAttr, Section
 
 Difficulty = Literal["easy", "medium", "hard"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -78,20 +78,12 @@ class DataConfig(Section):
         description="{hard: n, medium: n, easy: n} prompts per round by the pass rate that `dina prepare` wrote; "
         "null: as they come",
     )
-    renderer: str | None = Field(
-        None, pattern=r"^[\w.]+:[\w.]+$", description="module:attr that draws the `scene` of a row"
-    )
-    grid: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None,
-        min_length=2,
-        max_length=2,
-        description="[rows, columns] in visual tokens of prompts that give none",
-    )
+    renderer: ModuleAttr | None = Field(None, description="module:attr that draws the `scene` of a row")
+    grid: Grid | None = Field(None, description="[rows, columns] in visual tokens of prompts that give none")
     eval: str | list[str] | None = Field(None, description="prompts to evaluate on during the run")
     eval_steps: int = Field(0, ge=0, description="evaluate every n steps; 0: never")
-    detector: str = Field(
+    detector: ModuleAttr = Field(
         "dina.recipes.scenes.detector:ShapeDetector",
-        pattern=r"^[\w.]+:[\w.]+$",
         description="module:attr that sees objects in evaluated pictures",
     )
     eval_reward: RewardConfig | None = Field(

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ModuleAttr = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+"""``package.module:attr``."""
+
+Grid = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+"""[rows, columns] of a picture in visual tokens."""
 
 
 class Section(BaseModel):

@@ -22,7 +22,7 @@ from dina.model.tokenizer_training import run_tokenizer
 from dina.recipes.digits.build import build, parts, picture, prompt_rows
 from dina.recipes.digits.opinions import opinions
 from dina.recipes.digits.reads_digit import ReadsDigit
-from dina.rl.cli import compare
+from dina.rl.checkpoint_cli import compare
 from dina.rl.loop import train
 from dina.rl.recipe.config import TrainConfig
 from dina.rl.recipe.load import load_recipe
