@@ -1,7 +1,7 @@
 """The splits: which concepts and prompts belong to which, and the rows of the prompt files.
 
-* Reinforcement learning trains on ``train``. ``dev``, ``dev_large`` and ``dev_second`` guide choices, ``test`` guides
-  none; their prompts are others, of the same concepts.
+* Reinforcement learning trains on ``train``. The dev splits guide choices, ``test`` guides none; their prompts are
+  others, of the same concepts.
 * ``unpractised`` asks for concepts (see ``Concept.key``) that reinforcement learning never trains on. Single objects
   have too few concepts for that, there only the prompts differ.
 * SFT sees the concepts of all of these in other words, and never a prompt that is held out.
@@ -33,16 +33,20 @@ PER_TAG = {
     "dev": 28,
     "dev_large": 64,
     "dev_second": 64,
-    "test": 64,
+    "dev_third": 64,
+    "test": 192,
     "unpractised": 24,
     "novel": 24,
 }
-"""Prompts per tag and split; ``test`` holds 64 in each of seven tags."""
-_PURPOSES = {"dev_large": "test", "dev_second": "second test", "test": "third test"}
+"""Prompts per tag and split; ``train`` holds :data:`MORE_TRAINING` besides."""
+MORE_TRAINING = {"counting": 960, "position": 960, "color_attr": 960, "text_rendering": 320}
+"""Further training prompts of the tags that are practised most."""
+_PURPOSES = {"dev_large": "test", "dev_second": "second test", "dev_third": "third test", "test": "fourth test"}
 """Names of the splits' generators where they are not the split's. A test split that has guided a choice becomes a dev
 split under its old generator, and a new one is drawn."""
-_DRAWN = ("dev_large", "dev", "unpractised", "novel", "train", "dev_second", "test")
-"""The order in which the splits choose captions; none takes what an earlier one has."""
+_DRAWN = ("dev_large", "dev", "unpractised", "novel", "train", "dev_second", "dev_third", "test")
+"""The order in which the splits choose captions; none takes what an earlier one has. The further training prompts
+choose last, so that their number changes no split that is held out."""
 HELD_OUT = tuple(split for split in _DRAWN if split != "train")
 """The splits whose prompts no training ever sees."""
 PER_KIND = {"train": 200, "dev": 20, "test": 70}
@@ -141,18 +145,21 @@ def _draws(tag: str, concepts: Sequence[Concept], rng: np.random.Generator) -> I
 def _captions(tag: str) -> dict[str, tuple[tuple[Concept, str], ...]]:
     """Distinct captions of a tag per split; no two splits share one."""
     taken: set[str] = set()
-    out: dict[str, tuple[tuple[Concept, str], ...]] = {}
-    for split in _DRAWN:
-        rng = _rng("captions", tag, _PURPOSES.get(split, split))
-        chosen: dict[str, Concept] = {}
-        for concept in _draws(tag, split_concepts(tag, split), rng):
+
+    def choose(split: str, purpose: str, count: int) -> tuple[tuple[Concept, str], ...]:
+        rng = _rng("captions", tag, purpose)
+        draws = _draws(tag, split_concepts(tag, split), rng)
+        chosen: list[tuple[Concept, str]] = []
+        while len(chosen) < count:
+            concept = next(draws)
             caption = concept.wording(rng)
             if caption not in taken:
-                chosen[caption] = concept
+                chosen.append((concept, caption))
                 taken.add(caption)
-            if len(chosen) == PER_TAG[split]:
-                break
-        out[split] = tuple((concept, caption) for caption, concept in chosen.items())
+        return tuple(chosen)
+
+    out = {split: choose(split, _PURPOSES.get(split, split), PER_TAG[split]) for split in _DRAWN}
+    out["train"] += choose("train", "more train", MORE_TRAINING.get(tag, 0))
     return out
 
 

@@ -25,7 +25,7 @@ from dina.recipes.scenes.splits import (
 )
 from dina.recipes.scenes.world import Scene, holds, scene_from_json
 
-SPLITS = ("train", "dev", "dev_large", "dev_second", "test", "unpractised", "novel")
+SPLITS = ("train", "dev", "dev_large", "dev_second", "dev_third", "test", "unpractised", "novel")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def test_every_tag_has_enough_distinct_prompts(prompts):
         "dev": 24,
         "dev_large": 60,
         "dev_second": 60,
-        "test": 60,
+        "dev_third": 60,
+        "test": 192,
         "unpractised": 20,
         "novel": 20,
     }
@@ -58,7 +59,7 @@ def test_every_tag_has_enough_distinct_prompts(prompts):
         assert len(distinct) == len(rows)
         counts = Counter(row["tag"] for row in rows)
         assert set(counts) == set(DRAWING_TAGS) and min(counts.values()) >= least[split]
-    assert sum(row["tag"] in TAGS for row in prompts["test"]) >= 360
+    assert sum(row["tag"] in TAGS for row in prompts["test"]) == 6 * 192
 
 
 def test_no_prompt_is_in_two_splits(prompts):
@@ -72,7 +73,7 @@ def test_unpractised_concepts_are_a_quarter_and_not_trained_on(tag):
     held, everything = unpractised_keys(tag), {c.key for c in seen_concepts(tag)}
     assert 0.15 < len(held) / len(everything) < 0.35
     assert held == {c.key for c in split_concepts(tag, "unpractised")}
-    for split in ("train", "dev", "dev_large", "dev_second", "test"):
+    for split in SPLITS[:-2]:
         assert everything - held == {c.key for c in split_concepts(tag, split)}
 
 
