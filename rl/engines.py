@@ -15,6 +15,7 @@ from dina.rl.environment import pick_device
 from dina.rl.recipe.config import RolloutConfig
 from dina.rollout.protocol import Prompt, RolloutEngine
 from dina.rollout.torch_engine import TorchEngine
+from dina.rollout.weight_transport import TransportName
 
 
 class Engine(RolloutEngine, Protocol):
@@ -36,12 +37,14 @@ def open_engine(
     device: str,
     threads: int | None = None,
     gpu_memory: float = 0.85,
+    transport: TransportName = "object_store",
 ) -> Engine:
     """The engine of ``rollout.engine``.
 
     Args:
         threads: CPU threads of vLLM; ``None`` leaves them as they are.
         gpu_memory: share of the GPU that vLLM takes if ``rollout.gpu_memory`` says nothing.
+        transport: how new weights will come.
 
     Raises:
         DinaError: the folder is no checkpoint, or the engine is not installed.
@@ -57,5 +60,6 @@ def open_engine(
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory=rollout.gpu_memory or gpu_memory,
             tensor_parallel=rollout.tensor_parallel,
+            weight_transfer=None if transport == "object_store" else transport,
         )
     return TorchEngine(load_checkpoint(checkpoint, device=pick_device(device)), rollout.batch_size, dtype)

@@ -53,7 +53,7 @@ CALLED: dict[str, tuple[str, ...]] = {
 # The weight transfer of GPU engines.
 _TRANSFER = "vllm.distributed.weight_transfer"
 TRANSFER_METHODS: dict[str, tuple[str, ...]] = {
-    f"{_TRANSFER}:ModuleSource": ("module",),
+    f"{_TRANSFER}.base:WeightSource.metadata": ("self",),
     f"{_TRANSFER}:WeightTransferTrainerFactory.trainer_init": ("init_info", "client", "source"),
     f"{_TRANSFER}:TrainerWeightTransferEngine.send_weights": ("self",),
     f"{_TRANSFER}:VLLMWeightSyncClient.init_weight_transfer_engine": ("self", "init_info"),
@@ -62,6 +62,7 @@ TRANSFER_METHODS: dict[str, tuple[str, ...]] = {
     f"{_TRANSFER}:VLLMWeightSyncClient.finish_weight_update": ("self", "weight_version"),
 }
 TRANSFER_FIELDS: dict[str, tuple[str, ...]] = {
+    f"{_TRANSFER}.base:ParamMeta": ("name", "dtype", "shape"),
     f"{_TRANSFER}.nccl_engine:NCCLTrainerInitInfo": ("rank", "master_address", "master_port", "world_size"),
     f"{_TRANSFER}.nccl_common:NCCLWeightTransferInitInfo": ("rank_offset", "world_size"),
     f"{_TRANSFER}.ipc_engine:IPCTrainerInitInfo": ("rank", "packed"),

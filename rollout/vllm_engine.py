@@ -152,7 +152,7 @@ class VllmEngine:
     def transfer_weights(
         self, step: Literal["init", "start", "update", "finish"], info: Any, version: int
     ) -> None:
-        """One step of vLLM's own weight transfer (``weight_transport.VllmTransport``), on GPU.
+        """One step of vLLM's own weight transfer (``weight_transport.WeightSender``), on GPU.
 
         Raises:
             DinaError: requests are running.

@@ -1,53 +1,28 @@
-"""How new weights get from the learner into rollout engines, chosen by where the two stand.
+"""How new weights get from the learner's ranks into rollout engines that are processes of their own.
 
 =================  ==========================================================================
-``direct``         engine in the learner's process: tensors are handed over
-``object_store``   engines are Ray actors, any device: tensors go once into Ray's object store
+``object_store``   any device: tensors go once into Ray's object store
 ``nccl``           GPU to other GPUs: vLLM's NCCL broadcast
 ``ipc``            learner and engine share a GPU: vLLM's CUDA IPC handles
 =================  ==========================================================================
 
-``direct`` and ``object_store`` are tested on CPU. ``nccl`` and ``ipc`` follow the public API of
-``vllm.distributed.weight_transfer`` (0.32 and 0.33); here only their signatures are checked, they have not been run.
+``nccl`` and ``ipc`` follow the public API of ``vllm.distributed.weight_transfer`` (0.32 and 0.33). They have not been
+run: who calls whom is tested with a transfer on CPU in vLLM's place, vLLM's own two by their signatures alone.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dina.errors import DinaError
-
-TransportName = Literal["direct", "object_store", "nccl", "ipc"]
+TransportName = Literal["object_store", "nccl", "ipc"]
 Packed = dict[str, tuple[np.ndarray, str]]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where learner and engines stand.
-
-    Attributes:
-        same_process: the engine is an object of the learner's process.
-        learner_gpu, engine_gpus: ids of the GPUs (their UUIDs), ``None`` and empty on CPU.
-    """
-
-    same_process: bool
-    learner_gpu: str | None = None
-    engine_gpus: tuple[str, ...] = ()
-
-
-class Transport(Protocol):
-    """Brings the learner's weights as they are now into every engine, stamped with ``version``."""
-
-    def send(self, version: int) -> None: ...
-
-    def close(self) -> None: ...
+NamedTensors = Iterable[tuple[str, Tensor]]
 
 
 class Engines(Protocol):
@@ -61,14 +36,10 @@ class Engines(Protocol):
 
 
 class RayEngines:
-    """Engines that are Ray actors.
+    """Engines that are Ray actors."""
 
-    Raises (from ``call``):
-        DinaError: an engine did not answer in time.
-    """
-
-    def __init__(self, actors: Sequence[Any], timeout_s: float = 300.0) -> None:
-        self.actors, self.timeout_s = list(actors), timeout_s
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = list(actors)
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -76,115 +47,80 @@ class RayEngines:
     def call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         import ray
 
-        calls = [getattr(a, method).remote(*given) for a, given in zip(self.actors, arguments, strict=True)]
-        try:
-            return ray.get(calls, timeout=self.timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
-            raise DinaError(
-                f"rollout engines: {method} took more than {self.timeout_s:g} s on one of {len(self)} engines"
-            ) from error
+        return ray.get(
+            [getattr(a, method).remote(*given) for a, given in zip(self.actors, arguments, strict=True)]
+        )
 
 
-def choose_transport(placement: Placement) -> TransportName:
-    """The fastest way that the placement allows."""
-    if placement.same_process:
-        return "direct"
-    if placement.learner_gpu is None or not placement.engine_gpus:
-        return "object_store"
-    shared = [gpu == placement.learner_gpu for gpu in placement.engine_gpus]
-    if all(shared):
-        return "ipc"
-    # NCCL refuses two ranks on one GPU, and IPC does not leave it.
-    return "object_store" if any(shared) else "nccl"
+class WeightSender:
+    """The learner's side of vLLM's own weight transfer; every learner rank has one, and rank 0 sends.
 
-
-class DirectTransport:
-    """To an engine in this process."""
-
-    def __init__(self, engine: Any, model: nn.Module) -> None:
-        self.engine, self.model = engine, model
-
-    def send(self, version: int) -> None:
-        self.engine.update_weights(self.model.named_parameters(), version)
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-
-class ObjectStoreTransport:
-    """Through Ray's object store: written once, mapped by every engine of the machine without a copy.
-
-    The actors' method ``update_packed_weights(packed, version)`` should call
-    ``engine.update_weights(unpack_weights(packed), version)``.
-    """
-
-    def __init__(
-        self, engines: Engines, model: nn.Module, put: Callable[[Packed], Any] | None = None
-    ) -> None:
-        if put is None:
-            import ray
-
-            put = ray.put
-        self.engines, self.model, self.put = engines, model, put
-
-    def send(self, version: int) -> None:
-        reference = self.put(pack_weights(self.model.named_parameters()))
-        self.engines.call("update_packed_weights", [(reference, version)] * len(self.engines))
-
-    def close(self) -> None:
-        """Nothing to release: an object leaves the store with its last reference."""
-
-
-class VllmTransport:
-    """vLLM's own weight transfer: the learner broadcasts (NCCL) or shares (IPC) its parameters.
-
-    Not run here: there is no GPU. The engines must be built with ``weight_transfer=backend``, and their actors
-    pass ``transfer_weights(step, info, version)`` on to ``VllmEngine.transfer_weights``.
+    The engines must be built with ``weight_transfer=info.backend``, and their actors pass
+    ``transfer_weights(step, info, version)`` on to ``VllmEngine.transfer_weights``.
 
     Args:
-        master: (address, port) of the learner, reachable by the engines (NCCL alone).
-        rank: of this learner process; all ranks take part, rank 0 sends.
-        tensor_parallel: GPUs per engine.
+        info: vLLM's ``TrainerInitInfo`` (:func:`transfer_info`).
+        weights: yields the policy's tensors as they are now, in the same order each time. All ranks iterate
+            together, to the end; for ``ipc`` each is given all tensors, for ``nccl`` rank 0 alone.
+        gpus_per_engine: each engine's GPUs are as many ranks of the group that tensors are broadcast in; ``None``
+            where there is no such group.
     """
 
     def __init__(
-        self,
-        backend: Literal["nccl", "ipc"],
-        engines: Engines,
-        model: nn.Module,
-        master: tuple[str, int] | None = None,
-        rank: int = 0,
-        tensor_parallel: int = 1,
+        self, info: Any, engines: Engines, weights: Callable[[], NamedTensors], gpus_per_engine: int | None
     ) -> None:
-        from vllm.distributed.weight_transfer import ModuleSource, WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
-        self.client = _SyncClient(engines, tensor_parallel if backend == "nccl" else None)
-        info: Any
-        if backend == "nccl":
-            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-            if master is None:
-                raise DinaError("weight transfer by NCCL needs the learner's address and a free port")
-            info = NCCLTrainerInitInfo(
-                rank=rank,
-                master_address=master[0],
-                master_port=master[1],
-                world_size=1 + len(engines) * tensor_parallel,
-            )
-        else:
-            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-
-            info = IPCTrainerInitInfo(rank=rank, packed=True)
-        self.sender = WeightTransferTrainerFactory.trainer_init(
-            info, client=self.client, source=ModuleSource(model)
+        self.client = _SyncClient(engines, gpus_per_engine)
+        self.trainer = WeightTransferTrainerFactory.trainer_init(
+            info, client=self.client, source=_weight_source(weights)
         )
 
     def send(self, version: int) -> None:
+        """Brings the weights into every engine, stamped with ``version``. All ranks call it together."""
         self.client.version = version
-        self.sender.send_weights()
+        self.trainer.send_weights()
 
     def close(self) -> None:
-        self.sender.shutdown()
+        self.trainer.shutdown()
+
+
+def transfer_info(backend: TransportName, rank: int, engine_gpus: int, address: str, port: int) -> Any:
+    """What opens vLLM's transfer on a learner rank.
+
+    Args:
+        engine_gpus: of all engines together.
+        address, port: of rank 0, reachable by the engines; NCCL meets there.
+    """
+    if backend == "ipc":
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        return IPCTrainerInitInfo(rank=rank, packed=True)
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    return NCCLTrainerInitInfo(
+        rank=rank, master_address=address, master_port=port, world_size=1 + engine_gpus
+    )
+
+
+def _weight_source(weights: Callable[[], NamedTensors]) -> Any:
+    """vLLM's ``WeightSource`` of what ``weights`` yields."""
+    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+    class Source(WeightSource):
+        def __init__(self) -> None:
+            self.described: list[Any] | None = None
+
+        def metadata(self) -> list[Any]:
+            # Gathered once, on all ranks alike: names, types and shapes do not change.
+            if self.described is None:
+                self.described = [ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in weights()]
+            return self.described
+
+        def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+            return iter((name, tensor.detach()) for name, tensor in weights())
+
+    return Source()
 
 
 class _SyncClient:
@@ -219,7 +155,7 @@ class _SyncClient:
         self.engines.call("transfer_weights", [(step, info, self.version) for info in infos])
 
 
-def pack_weights(tensors: Iterable[tuple[str, Tensor]]) -> Packed:
+def pack_weights(tensors: NamedTensors) -> Packed:
     """Tensors as arrays, which Ray stores without copying; bfloat16, unknown to numpy, as 16-bit integers."""
     packed: Packed = {}
     for name, tensor in tensors:

@@ -41,7 +41,12 @@ PER_TAG = {
 """Prompts per tag and split; ``train`` holds :data:`MORE_TRAINING` besides."""
 MORE_TRAINING = {"counting": 960, "position": 960, "color_attr": 960, "text_rendering": 320}
 """Further training prompts of the tags that are practised most."""
-_PURPOSES = {"dev_large": "test", "dev_second": "second test", "dev_third": "third test", "test": "fourth test"}
+_PURPOSES = {
+    "dev_large": "test",
+    "dev_second": "second test",
+    "dev_third": "third test",
+    "test": "fourth test",
+}
 """Names of the splits' generators where they are not the split's. A test split that has guided a choice becomes a dev
 split under its old generator, and a new one is drawn."""
 _DRAWN = ("dev_large", "dev", "unpractised", "novel", "train", "dev_second", "dev_third", "test")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,19 @@ from dina.rl.local_roles import open_learner
 from dina.rl.memory import keep_freed_memory
 from dina.rl.recipe.config import TrainConfig
 from dina.rollout.protocol import Sample
-from dina.rollout.weight_transport import pack_weights
+from dina.rollout.weight_transport import (
+    RayEngines,
+    TransportName,
+    WeightSender,
+    pack_weights,
+    transfer_info,
+)
 
 
 class LearnerWorker:
     """The actor: one rank."""
+
+    sender: WeightSender | None = None
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())
@@ -52,6 +60,24 @@ class LearnerWorker:
         packed = pack_weights(self.learner.weights())
         return [ray.put(packed)] if self.rank == 0 else []
 
+    def join(
+        self, backend: TransportName, workers: Sequence[Any], gpus_per_worker: int, address: str, port: int
+    ) -> None:
+        """Opens the transfer of weights to these rollout workers, in place of the one before."""
+        if self.sender is not None:
+            self.sender.close()
+        info = transfer_info(backend, self.rank, len(workers) * gpus_per_worker, address, port)
+        self.sender = WeightSender(
+            info,
+            RayEngines(workers),
+            partial(self.learner.weights, everywhere=backend == "ipc"),
+            gpus_per_worker if backend == "nccl" else None,
+        )
+
+    def transfer(self, version: int) -> None:
+        assert self.sender is not None, "join comes first"
+        self.sender.send(version)
+
     def log_probs(self, stream: TokenStream) -> Tensor:
         return self.learner.log_probs(stream).cpu()
 
@@ -63,18 +89,29 @@ class LearnerWorker:
 
 
 class LearnerGroup:
-    """The role ``LearnerRole`` over the ranks. Every call goes to all, and rank 0 answers."""
+    """The role ``LearnerRole`` over the ranks. Every call goes to all, and rank 0 answers.
+
+    Args:
+        transport: how weights get to the rollout workers.
+    """
 
     def __init__(
-        self, config: TrainConfig, starts: Sequence[Callable[[], Any]], reactor: Reactor, limits: Limits
+        self,
+        config: TrainConfig,
+        starts: Sequence[Callable[[], Any]],
+        reactor: Reactor,
+        limits: Limits,
+        transport: TransportName = "object_store",
     ) -> None:
-        self.reactor, self.limits = reactor, limits
+        self.reactor, self.limits, self.transport = reactor, limits, transport
+        self.gpus_per_worker = config.rollout.tensor_parallel
         self.actors = [start() for start in starts]
+        self.joined: list[Any] = []
         addresses = self._ask("address")
         # Ranks on one machine find each other on its loopback interface.
-        master = addresses[0] if len(set(addresses)) > 1 else "127.0.0.1"
-        (port,) = self._ask("port", master, actors=self.actors[:1])
-        self._ask("open", config, each=[(rank, master, port) for rank in range(len(starts))])
+        self.master = addresses[0] if len(set(addresses)) > 1 else "127.0.0.1"
+        (port,) = self._ask("port", self.master, actors=self.actors[:1])
+        self._ask("open", config, each=[(rank, self.master, port) for rank in range(len(starts))])
 
     def learn(
         self, samples: Sequence[Sample], rewards: Tensor, advantages: Tensor, valid: Tensor, step: int
@@ -82,8 +119,17 @@ class LearnerGroup:
         light = [_without_pictures(sample) for sample in samples]
         return self._ask("learn", ray.put(light), step, (rewards, advantages, valid))[0]
 
-    def weights(self) -> Any:
-        return self._ask("weights")[0][0]
+    def weights(self) -> list[Any] | Transfer:
+        return self._ask("weights")[0] if self.transport == "object_store" else Transfer(self)
+
+    def send(self, workers: Sequence[Any], version: int) -> None:
+        """See :class:`Transfer`."""
+        if workers != self.joined:
+            address = self._ask("address")[0]
+            (port,) = self._ask("port", address, actors=self.actors[:1])
+            self._ask("join", self.transport, list(workers), self.gpus_per_worker, address, port)
+            self.joined = list(workers)
+        self._ask("transfer", version)
 
     def log_probs(self, stream: TokenStream) -> Tensor:
         return self._ask("log_probs", stream)[0]
@@ -155,6 +201,24 @@ class LearnerGroup:
             raise DinaError(
                 f"learner rank {rank} died in {method!r} (killed, or out of memory). {self.limits.advice}"
             ) from error
+
+
+@dataclass
+class Transfer:
+    """The weights that a learner group holds, to be sent by vLLM's own transfer.
+
+    The ranks and the workers take part together: until all have, none does anything else.
+    """
+
+    group: LearnerGroup
+
+    def send(self, workers: Sequence[Any], version: int) -> None:
+        """Sends them to these rollout workers, which have nothing else to do."""
+        self.group.send(workers, version)
+
+    def packed(self) -> Any:
+        """For one worker by itself: what becomes a reference to the packed weights when the ranks are free."""
+        return [actor.weights.remote() for actor in self.group.actors][0]
 
 
 def _without_pictures(sample: Sample) -> Sample:

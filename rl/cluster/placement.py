@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dina.errors import DinaError
 from dina.rl.recipe.cluster import RoleConfig
 from dina.rl.recipe.config import TrainConfig
+from dina.rollout.weight_transport import TransportName
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,35 @@ class Plan:
     rollout: list[Slot] = field(default_factory=list)
     reward: list[Slot] = field(default_factory=list)
     own_reward: dict[str, list[Slot]] = field(default_factory=dict)
+
+    def transport(self, config: TrainConfig) -> TransportName:
+        """How weights get to the rollout workers: as ``ray.weight_transfer`` says, or the fastest way there is.
+
+        Raises:
+            DinaError: the way that the recipe names is not to be had in this plan.
+        """
+        found, why = self._fastest_transport(config)
+        wanted = config.ray.weight_transfer
+        if wanted == "auto":
+            return found
+        if wanted in ("object_store", found):
+            return wanted
+        raise DinaError(f"ray.weight_transfer {wanted} is not to be had: {why}; auto is {found} here")
+
+    def _fastest_transport(self, config: TrainConfig) -> tuple[TransportName, str]:
+        homes = {slot.bundle for slot in self.learner if self.bundles[slot.bundle].get("GPU", 0) <= 1}
+        gpus = [slot.gpus for slot in (*self.learner, *self.rollout)]
+        if config.rollout.engine != "vllm":
+            return "object_store", f"rollout.engine is {config.rollout.engine}"
+        if config.rl.mode == "async":
+            return "object_store", "with rl.mode=async the workers draw while the learner learns"
+        if not all(gpus):
+            return "object_store", "learner and rollout workers do not all have a GPU"
+        if min(gpus) >= 1:
+            return "nccl", "learner and rollout workers have GPUs of their own"
+        if all(slot.bundle in homes for slot in self.rollout):
+            return "ipc", "rollout workers share GPUs with learner ranks, which NCCL refuses"
+        return "object_store", "some processes share a GPU and some do not"
 
     def total(self, resource: str) -> float:
         return sum(bundle.get(resource, 0.0) for bundle in self.bundles)

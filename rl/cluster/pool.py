@@ -97,6 +97,9 @@ class WorkerPool:
         worker.calls.append(call)
         self._make(worker, call)
 
+    def actors(self) -> list[Any]:
+        return [worker.actor for worker in self.workers]
+
     def least_busy(self) -> int:
         return min(self.workers, key=lambda worker: len(worker.calls)).index
 

@@ -43,8 +43,9 @@ def open_ray_roles(config: TrainConfig, folder: Path) -> Roles:
         group = reserve(plan, _RESERVE_SECONDS)
         stack.callback(remove_placement_group, group)
         reactor = Reactor()
+        transport = plan.transport(config)
         rollout = RolloutPool(
-            config, [placed(RolloutWorker, group, slot) for slot in plan.rollout], reactor, limits
+            config, [placed(RolloutWorker, group, slot) for slot in plan.rollout], reactor, limits, transport
         )
         stack.callback(rollout.close)
         environments = {reward.label: reward.runtime_env for reward in config.rewards}
@@ -57,7 +58,7 @@ def open_ray_roles(config: TrainConfig, folder: Path) -> Roles:
         stack.callback(scorer.close)
         patient = Limits(0, settings.learner_timeout, advice)
         learner = LearnerGroup(
-            config, [placed(LearnerWorker, group, slot) for slot in plan.learner], reactor, patient
+            config, [placed(LearnerWorker, group, slot) for slot in plan.learner], reactor, patient, transport
         )
         stack.callback(learner.close)
         return Roles(rollout, scorer, learner, close=stack.pop_all().close)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dina.model.sampling import SamplingParams
 from dina.model.stream import TokenStream
+from dina.rl.cluster.learner_group import Transfer
 from dina.rl.cluster.pool import Call, Limits, WorkerPool
 from dina.rl.cluster.reactor import Reactor
 from dina.rl.engines import open_engine
@@ -19,7 +20,7 @@ from dina.rl.memory import keep_freed_memory
 from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import Deliver
 from dina.rollout.protocol import Prompt, Request, Sample
-from dina.rollout.weight_transport import Packed, pack_weights, unpack_weights
+from dina.rollout.weight_transport import TransportName, pack_weights, unpack_weights
 
 Numbered = list[tuple[int, Request]]
 
@@ -27,14 +28,16 @@ Numbered = list[tuple[int, Request]]
 class RolloutWorker:
     """The actor: one engine, made from the recipe."""
 
-    def open(self, config: TrainConfig) -> None:
+    def open(self, config: TrainConfig, transport: TransportName) -> None:
         keep_freed_memory()
-        self.engine = open_engine(
+        # An engine with a transport has ``transfer_weights`` beside the protocol.
+        self.engine: Any = open_engine(
             Path(config.model.path),
             config.rollout,
             config.run.dtype,
             config.run.device,
             gpu_memory=0.4 if config.ray.placement == "colocated" else 0.85,
+            transport=transport,
         )
 
     def generate(self, requests: Numbered, sampling: SamplingParams) -> Iterator[tuple[int, Sample]]:
@@ -44,8 +47,17 @@ class RolloutWorker:
             position = positions[id(sample.request)]
             yield position, _compact(sample)
 
-    def update(self, packed: Packed, version: int) -> None:
+    def update(self, references: Sequence[Any], version: int) -> None:
+        """``references``: one, to packed weights."""
+        (packed,) = ray.get(list(references))
         self.engine.update_weights(unpack_weights(packed), version)
+
+    def transfer_weights(self, step: str, info: Any, version: int) -> None:
+        """One step of vLLM's own weight transfer, asked for by the learner."""
+        self.engine.transfer_weights(step, info, version)
+
+    def wait(self) -> None:
+        """Answers when all that was asked before is done."""
 
     def probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> list[Tensor]:
         return self.engine.probe(streams, sampling)
@@ -63,14 +75,20 @@ class RolloutPool:
 
     Args:
         starts: what starts each worker's actor.
+        transport: how weights get from the learner to the workers.
     """
 
     def __init__(
-        self, config: TrainConfig, starts: Sequence[Callable[[], Any]], reactor: Reactor, limits: Limits
+        self,
+        config: TrainConfig,
+        starts: Sequence[Callable[[], Any]],
+        reactor: Reactor,
+        limits: Limits,
+        transport: TransportName = "object_store",
     ) -> None:
-        self.config, self.reactor = config, reactor
+        self.config, self.reactor, self.transport = config, reactor, transport
         # What each worker computes with: a replacement gets the same before it goes on.
-        self._weights: dict[int, tuple[Any, int]] = {}
+        self._weights: dict[int, tuple[Callable[[], Any], int]] = {}
         self.pool = WorkerPool("rollout worker", starts, self._greet, reactor, limits)
 
     def start(self, requests: Sequence[Request], sampling: SamplingParams, deliver: Deliver) -> Draw:
@@ -92,14 +110,21 @@ class RolloutPool:
         return self._read(arrived, draw)
 
     def update_weights(self, tensors: Any, version: int) -> None:
-        """Queues the update on every worker.
+        """Queues the update on every worker, or sends the weights at once.
 
         Args:
-            tensors: named tensors, or a reference to packed ones in Ray's object store.
+            tensors: what ``LearnerGroup.weights`` returns, or named tensors.
         """
-        packed = tensors if isinstance(tensors, ray.ObjectRef) else ray.put(pack_weights(tensors))
-        for index in range(len(self.pool)):
-            self.pool.submit(index, self._update(index, packed, version))
+        workers = range(len(self.pool))
+        if isinstance(tensors, Transfer):
+            # Who died meanwhile is replaced before the others wait for it in vain.
+            self._ask("wait", workers).wait()
+            tensors.send(self.pool.actors(), version)
+            self._weights = dict.fromkeys(workers, (tensors.packed, version))
+            return
+        references = tensors if isinstance(tensors, list) else [ray.put(pack_weights(tensors))]
+        for index in workers:
+            self.pool.submit(index, self._update(index, lambda: references, version))
 
     def start_probe(self, streams: Sequence[TokenStream], sampling: SamplingParams) -> Answers:
         return self._ask("probe", range(len(self.pool)), streams, sampling)
@@ -114,16 +139,16 @@ class RolloutPool:
         self.pool.close()
 
     def _greet(self, index: int) -> list[Call]:
-        calls = [Call("open", lambda: (self.config,))]
+        calls = [Call("open", lambda: (self.config, self.transport))]
         if index in self._weights:
             calls.append(self._update(index, *self._weights[index]))
         return calls
 
-    def _update(self, index: int, packed: Any, version: int) -> Call:
+    def _update(self, index: int, references: Callable[[], Any], version: int) -> Call:
         def done(_: None) -> None:
-            self._weights[index] = (packed, version)
+            self._weights[index] = (references, version)
 
-        return Call("update", lambda: (packed, version), done)
+        return Call("update", lambda: (references(), version), done)
 
     def _draw(self, share: dict[int, Request], sampling: SamplingParams, deliver: Deliver) -> Call:
         """A call whose arguments are the requests of ``share`` that no sample has come for."""

@@ -147,13 +147,13 @@ class Learner:
         """``[B, T, C]`` log-probabilities of the stream's actions under the weights as they are, on all ranks."""
         return self._all_rows(self.updater.likelihood, stream.to(self.device))[0]
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, everywhere: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights one by one, under a checkpoint's names, whole and with adapters merged in.
 
-        All ranks must iterate to the end; rank 0 alone is given tensors. They may share the model's memory, so take
-        what you need before the next update.
+        All ranks must iterate to the end; rank 0 alone is given tensors, or all are. They may share the model's
+        memory, so take what you need before the next update.
         """
-        return self.state.weights()
+        return self.state.weights(everywhere)
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint folder, and below it ``learner/``: what ``restore`` needs to go on alike.

@@ -44,12 +44,12 @@ class LearnerState:
         self.model, self.updater, self.scheduler = model, updater, scheduler
         self.ranks, self.settings, self.checkpoint = ranks, settings, checkpoint
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, everywhere: bool = False) -> Iterator[tuple[str, Tensor]]:
         """See ``Learner.weights``."""
         sharded = self.settings.zero_stage == 3
         for name, parameters, value in named_weights(self.model):
             with self.updater.whole(parameters):
-                if self.ranks.rank == 0:
+                if everywhere or self.ranks.rank == 0:
                     # What was gathered for this moment would be overwritten.
                     yield name, value().clone() if sharded else value()
 

@@ -83,6 +83,11 @@ class RayConfig(Section):
     placement: Literal["colocated", "separate"] = Field(
         "colocated", description="colocated: a learner rank and a rollout worker share a GPU"
     )
+    weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = Field(
+        "auto",
+        description="how new weights reach the rollout workers; auto: ipc on a shared GPU, nccl to other GPUs, else "
+        "and with rl.mode=async Ray's object store",
+    )
     learner: RoleConfig = Field(default_factory=RoleConfig, description="per learner rank")
     rollout: WorkersConfig = Field(default_factory=WorkersConfig, description="what draws samples")
     reward: RewardWorkersConfig = Field(default_factory=RewardWorkersConfig, description="what scores them")

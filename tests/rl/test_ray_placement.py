@@ -35,6 +35,39 @@ def test_separate_roles_have_gpus_of_their_own() -> None:
     assert plan.total("GPU") == 3 and plan.total("CPU") == 6.5
 
 
+VLLM = {"rollout": {"engine": "vllm"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "has_gpus", "transport"),
+    [
+        (VLLM, False, "object_store"),
+        ({"rollout": {"engine": "torch"}}, True, "object_store"),
+        (VLLM, True, "ipc"),
+        (VLLM | {"ray": {"rollout": {"workers": 2}}}, True, "object_store"),  # the second has its own GPU
+        (VLLM | {"ray": {"placement": "separate", "rollout": {"workers": 2}}}, True, "nccl"),
+        (VLLM | {"ray": {"placement": "separate", "rollout": {"gpus": 0.5}}}, True, "object_store"),
+        (VLLM | {"ray": {"learner": {"gpus": 1}, "rollout": {"gpus": 1}}}, True, "nccl"),
+        (VLLM | {"rl": {"mode": "async"}}, True, "object_store"),
+        (VLLM | {"ray": {"weight_transfer": "object_store"}}, True, "object_store"),
+        (VLLM | {"ray": {"weight_transfer": "ipc"}}, True, "ipc"),
+    ],
+)
+def test_weights_go_the_fastest_way_that_the_plan_has(changes: dict, has_gpus: bool, transport: str) -> None:
+    settings = config(**changes)
+    assert make_plan(settings, has_gpus).transport(settings) == transport
+
+
+def test_a_way_of_weights_that_the_plan_has_not_is_refused() -> None:
+    settings = config(**VLLM, ray={"weight_transfer": "nccl"})
+    with pytest.raises(
+        DinaError, match="nccl is not to be had: rollout workers share GPUs .* auto is ipc here"
+    ):
+        make_plan(settings, has_gpus=True).transport(settings)
+    with pytest.raises(DinaError, match="do not all have a GPU"):
+        make_plan(settings, has_gpus=False).transport(settings)
+
+
 def test_a_reward_may_have_workers_of_its_own() -> None:
     judge = {"use": "ocr", "workers": 2, "resources": {"cpus": 1.5, "gpus": 0.25}}
     away = {"use": "image_quality", "runtime_env": {"env_vars": {"A": "1"}}}

@@ -7,61 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dina.rollout.torch_engine import TorchEngine
-from dina.rollout.weight_transport import (
-    DirectTransport,
-    ObjectStoreTransport,
-    Placement,
-    choose_transport,
-    pack_weights,
-    unpack_weights,
-)
-from tests.tiny_checkpoint import tiny_checkpoint
-
-
-@pytest.mark.parametrize(
-    ("placement", "name"),
-    [
-        (Placement(same_process=True), "direct"),
-        (Placement(same_process=False), "object_store"),
-        (Placement(False, learner_gpu="a"), "object_store"),
-        (Placement(False, learner_gpu="a", engine_gpus=("b", "c")), "nccl"),
-        (Placement(False, learner_gpu="a", engine_gpus=("a",)), "ipc"),
-        (Placement(False, learner_gpu="a", engine_gpus=("a", "b")), "object_store"),
-    ],
-)
-def test_the_placement_chooses(placement: Placement, name: str) -> None:
-    assert choose_transport(placement) == name
-
-
-class Engines:
-    """Engines behind a store that hands out what was put, as Ray would in this process."""
-
-    def __init__(self, engines: Sequence[TorchEngine]) -> None:
-        self.engines = engines
-
-    def __len__(self) -> int:
-        return len(self.engines)
-
-    def call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        assert method == "update_packed_weights"
-        for engine, (packed, version) in zip(self.engines, arguments, strict=True):
-            engine.update_weights(unpack_weights(packed), version)
-        return [None] * len(self)
-
-
-def test_weights_reach_every_engine_with_their_version() -> None:
-    learner = tiny_checkpoint(seed=1).model
-    engines = [TorchEngine(tiny_checkpoint(seed=2)) for _ in range(2)]
-    ObjectStoreTransport(Engines(engines), learner, put=lambda packed: packed).send(7)
-    single = TorchEngine(tiny_checkpoint(seed=2))
-    DirectTransport(single, learner).send(7)
-    for engine in [*engines, single]:
-        assert engine.version == 7
-        for (name, own), (_, wanted) in zip(
-            engine.model.named_parameters(), learner.named_parameters(), strict=True
-        ):
-            assert torch.equal(own, wanted), name
+from dina.rollout.weight_transport import pack_weights, unpack_weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
