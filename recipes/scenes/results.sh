@@ -6,7 +6,7 @@
 set -euo pipefail
 arm=$1 seed=$2
 start=${START:-recipes/scenes/checkpoint}
-steps=${STEPS:-220} sft_steps=${SFT_STEPS:-2370}
+steps=${STEPS:-180} sft_steps=${SFT_STEPS:-2370}
 prompts=recipes/scenes/prompts
 out=${OUT:-runs/results}
 run=$out/$arm-$seed
