@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,26 @@ def workers_below(pid: int | None = None) -> dict[int, str]:
         if "Worker" in title and "ray::" in title:
             found[process.pid] = title
     return found
+
+
+def kill_a_rollout_worker(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Kills one (SIGKILL) when the first sample of step 2 arrives. Returns where its process id will stand."""
+    from dina.rl.cluster.rollout_pool import RolloutPool  # needs Ray, other worlds do not
+
+    start = RolloutPool.start
+    killed: list[int] = []
+
+    def start_and_kill(self: Any, requests: Sequence[Any], sampling: Any, deliver: Any) -> Any:
+        def deliver_and_kill(position: int, sample: Sample) -> None:
+            if sample.weight_version == 1 and not killed:
+                killed.append(next(p for p, title in workers_below().items() if "RolloutWorker" in title))
+                os.kill(killed[0], signal.SIGKILL)
+            deliver(position, sample)
+
+        return start(self, requests, sampling, deliver_and_kill)
+
+    monkeypatch.setattr(RolloutPool, "start", start_and_kill)
+    return killed
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:

@@ -38,12 +38,12 @@ from dina.rl.loop import Trainer, train
 from dina.rl.recipe.cluster import RayConfig
 from dina.rl.recipe.config import TrainConfig
 from dina.rl.roles import reward_suite, rollout_sampling
-from dina.rollout.protocol import Sample
 from tests.rl.ray_world import (
     LOOPBACK,
     all_metrics,
     assert_alike,
     gone,
+    kill_a_rollout_worker,
     listening,
     metrics_of,
     recipe,
@@ -135,20 +135,7 @@ def test_killed_workers_are_replaced_and_their_work_is_redone(
     world: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rollout workers; one is killed in step 2, with weights of its own to get back; then a reward worker."""
-    start = RolloutPool.start
-    killed: list[int] = []
-
-    def start_and_kill(self: RolloutPool, requests: Sequence[Any], sampling: Any, deliver: Any) -> Any:
-        def deliver_and_kill(position: int, sample: Sample) -> None:
-            if sample.weight_version == 1 and not killed:
-                (pid,) = [p for p, title in workers_below().items() if "RolloutWorker" in title][:1]
-                killed.append(pid)
-                os.kill(pid, signal.SIGKILL)
-            deliver(position, sample)
-
-        return start(self, requests, sampling, deliver_and_kill)
-
-    monkeypatch.setattr(RolloutPool, "start", start_and_kill)
+    killed = kill_a_rollout_worker(monkeypatch)
     mark = {"mark": str(tmp_path / "died"), "step": 3}
     config = recipe(
         world,

@@ -1,4 +1,4 @@
-"""Training over Ray with vLLM drawing: what a killed driver leaves, and the run that goes on from it."""
+"""Training over Ray with vLLM drawing: a killed driver and the run that goes on from it, and a killed worker."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.rl.ray_world import (
     begin,
     family,
     gone,
+    kill_a_rollout_worker,
     listening,
     metrics_of,
     recipe,
@@ -45,8 +46,10 @@ def vllm_recipe(world: Path, out: Path, mark: Path, **changes: Any) -> TrainConf
     )
 
 
-@pytest.mark.timeout(1800)  # a minute or two on an idle machine: it starts Ray three times, and five engines
-def test_six_steps_are_three_a_killed_driver_and_three_more(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)  # a minute or two on an idle machine: it starts Ray three times, and six engines
+def test_six_steps_are_three_a_killed_driver_and_three_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world, mark, run = save_world(tmp_path), tmp_path / "go on", tmp_path / "run"
     save_checkpoint(world_checkpoint(), world / "checkpoint")
     config = vllm_recipe(world, run, mark)
@@ -71,5 +74,8 @@ def test_six_steps_are_three_a_killed_driver_and_three_more(tmp_path: Path) -> N
     assert [line["step"] for line in all_metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert all(line["probe/max_logp_diff"] < 1e-3 for line in all_metrics(run))
 
+    victims = kill_a_rollout_worker(monkeypatch)
     two = vllm_recipe(world, tmp_path / "two", mark, run={"max_steps": 2}, ray={"rollout": {"workers": 2}})
     assert_alike(train(two), straight, 2)
+    restarts = [line["faults/rollout_restarts"] for line in all_metrics(tmp_path / "two")]
+    assert victims and restarts == [0, 1]
