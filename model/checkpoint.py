@@ -88,7 +88,7 @@ def save_policy(
     """Writes ``config.json`` and ``model.safetensors`` alone; ``state`` as in ``save_checkpoint``."""
     state = model.state_dict() if state is None else state
     state = {k: v.to(dtype) if dtype else v for k, v in state.items()}
-    if model.device.type == "cpu":
+    if not torch.cuda.is_available():
         # Accelerate, which unwraps the model, imports DeepSpeed; that looks for a GPU and warns if there is none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model.save_pretrained(folder, state_dict=state)

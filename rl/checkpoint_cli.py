@@ -106,7 +106,7 @@ def evaluate(
 
     [bold]Examples[/bold]
 
-    dina evaluate runs/t2i_grpo/checkpoints/step_220
+    dina evaluate runs/t2i_grpo/checkpoints/step_180
 
     dina evaluate CHECKPOINT --prompts mine.jsonl --n-per-prompt 4 --json
 
@@ -163,9 +163,9 @@ def compare(
 
     [bold]Examples[/bold]
 
-    dina compare runs/sft/final runs/t2i_grpo/checkpoints/step_220 --n-per-prompt 2
+    dina compare runs/sft/final runs/t2i_grpo/checkpoints/step_180 --n-per-prompt 2
 
-    dina compare runs/evaluate/evaluation.json runs/t2i_grpo/checkpoints/step_220
+    dina compare runs/evaluate/evaluation.json runs/t2i_grpo/checkpoints/step_180
     """
     from dina.eval.evaluate import compare_checkpoints, open_torch_engine
     from dina.eval.report import write_report

@@ -109,9 +109,9 @@ class LearnerGroup:
         self.joined: list[Any] = []
         addresses = self._ask("address")
         # Ranks on one machine find each other on its loopback interface.
-        self.master = addresses[0] if len(set(addresses)) > 1 else "127.0.0.1"
-        (port,) = self._ask("port", self.master, actors=self.actors[:1])
-        self._ask("open", config, each=[(rank, self.master, port) for rank in range(len(starts))])
+        master = addresses[0] if len(set(addresses)) > 1 else "127.0.0.1"
+        (port,) = self._ask("port", master, actors=self.actors[:1])
+        self._ask("open", config, each=[(rank, master, port) for rank in range(len(starts))])
 
     def learn(
         self, samples: Sequence[Sample], rewards: Tensor, advantages: Tensor, valid: Tensor, step: int
