@@ -7,7 +7,6 @@ the task (an entropy, a gradient norm), it compares them with the run's own star
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -330,7 +329,11 @@ class AlertWatch:
             if self._broken and name in self._broken:
                 fresh += self._look_for_numbers(name, step, value, finite=True)
             for watched in watches:
-                fresh += self._settle(watched.rule, name, step, value, watched.look(value))
+                holds = watched.look(value)
+                if holds != ((watched.rule.name, name) in self._active):
+                    fresh += self._settle(
+                        watched.rule, name, step, value, watched.text(value) if holds else ""
+                    )
         for rule, held_out in self._held_out:
             known = {name: value for name, value in metrics.items() if value is not None}
             for text in held_out.warnings(known):
@@ -377,27 +380,26 @@ class _Watched:
     def __init__(self, rule: Rule, name: str) -> None:
         self.rule, self.name = rule, name
         self.start: list[float] = []
-        self.last: deque[float] = deque(maxlen=rule.steps)
+        self.in_a_row = 0
         self._up, self._relative = rule.kind in ("above", "rises"), rule.kind in ("rises", "falls")
         self._limit = rule.limit
 
-    def look(self, value: float) -> str:
-        """Why the rule holds now; empty if it does not."""
+    def look(self, value: float) -> bool:
+        """Takes in the next value; true if the rule holds now."""
         if self._relative and len(self.start) < START:
             self.start.append(value)
             self._limit = self._limit_from(median(self.start))
-            return ""
-        self.last.append(value)
-        if len(self.last) < self.rule.steps:
-            return ""
-        holds = min(self.last) > self._limit if self._up else max(self.last) < self._limit
-        return self._text(value) if holds else ""
+            return False
+        beyond = value > self._limit if self._up else value < self._limit
+        self.in_a_row = self.in_a_row + 1 if beyond else 0
+        return self.in_a_row >= self.rule.steps
 
     def _limit_from(self, start: float) -> float:
         limit, least = self.rule.limit * start, self.rule.least
         return max(limit, start + least) if self._up else min(limit, start - least)
 
-    def _text(self, value: float) -> str:
+    def text(self, value: float) -> str:
+        """Why the rule holds."""
         side = "above" if self._up else "below"
         span = f" in {self.rule.steps} steps in a row" if self.rule.steps > 1 else ""
         origin = f" (it began at {median(self.start):.3g})" if self.start else ""

@@ -11,10 +11,11 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -119,20 +120,6 @@ class SampleRecord:
         text = "; ".join(texts)
         return text + "".join(f" [left out: {drop.reason}]" for drop in self.drops)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SampleRecord:
-        """Keys that are unknown are passed over, so that a later version's records can be read.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is no record.
-        """
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        known["scores"] = {name: _read(ScoreRecord, entry) for name, entry in known.get("scores", {}).items()}
-        known["drops"] = [_read(DropRecord, entry) for entry in known.get("drops", [])]
-        known["grid"] = tuple(known["grid"]) if known.get("grid") else None
-        known["worst"] = _read(WorstRecord, known["worst"]) if known.get("worst") else None
-        return cls(**known)
-
 
 def append_records(
     run: Path, records: Sequence[SampleRecord], pictures: Mapping[str, Picture] | None = None
@@ -182,8 +169,7 @@ class SampleIndex:
             lines = self._file.read()
             if not lines:
                 return True
-            for offset, line in lines:
-                self._add(offset, line)
+            self._add([row for place, line in lines if (row := _summary(place, line)) is not None])
             if time.monotonic() > end:
                 return False
 
@@ -232,8 +218,8 @@ class SampleIndex:
         """
         offsets = [int(self._columns["offset"][number]) for number in numbers if 0 <= number < self._count]
         try:
-            return [SampleRecord.from_json(json.loads(line)) for line in self._file.lines_at(offsets)]
-        except (ValueError, KeyError, TypeError) as error:
+            return [_RECORD.decode(line) for line in self._file.lines_at(offsets)]
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DinaError(f"{self._file.path} holds a damaged record: {error}") from None
 
     def picture(self, path: str | None) -> Picture | None:
@@ -259,52 +245,55 @@ class SampleIndex:
         }
         self._columns: dict[str, NDArray[Any]] = {n: np.empty(1024, dtype=k) for n, k in kinds.items()}
 
-    def _add(self, offset: int, line: bytes) -> None:
-        try:
-            step, reward, difference, flags = _summary(line)
-        except ValueError:
-            return  # a damaged line
-        if self._count == len(self._columns["offset"]):
+    def _add(self, rows: Sequence[tuple[int, int, float, float, int]]) -> None:
+        if not rows:
+            return
+        start, self._count = self._count, self._count + len(rows)
+        while self._count > len(self._columns["offset"]):
             self._columns = {n: np.concatenate([c, np.empty_like(c)]) for n, c in self._columns.items()}
-        for column, value in zip(
-            self._columns.values(), (offset, step, reward, difference, flags), strict=True
-        ):
-            column[self._count] = value
-        self._count += 1
+        for column, values in zip(self._columns.values(), zip(*rows, strict=True), strict=True):
+            column[start : self._count] = values
 
 
-def _summary(line: bytes) -> tuple[int, float, float, int]:
-    """(step, reward, |Δp|, flags) of a record.
+class _Worst(msgspec.Struct):
+    difference: float | None
+
+
+class _Score(msgspec.Struct):
+    failed: bool = False
+
+
+class _Summary(msgspec.Struct):
+    """What the index takes from a record; the rest of the line is passed over unread."""
+
+    step: int
+    reward: float | None
+    scores: dict[str, _Score] = {}
+    picture: str | None = None
+    worst: _Worst | None = None
+    drops: list[msgspec.Raw] = []
+
+    @property
+    def flags(self) -> int:
+        failed = any([score.failed for score in self.scores.values()])
+        return _DROPPED * bool(self.drops) | _FAILED * failed | _PICTURE * (self.picture is not None)
+
+
+_SUMMARY, _RECORD = msgspec.json.Decoder(_Summary), msgspec.json.Decoder(SampleRecord)
+
+
+def _summary(offset: int, line: bytes) -> tuple[int, int, float, float, int] | None:
+    """A line's values for the columns of the index; ``None`` for a damaged line.
 
     A sample without a reward comes last and a difference that is no number first, so both are infinite.
-
-    A line has one form, which ``append_records`` gives it, and a text's own quotation marks are escaped in it; so these
-    few can be found without parsing the whole, which would take most of the time that a large run needs to open.
-
-    Raises:
-        ValueError: it is no record.
     """
-    if not line.endswith(b"}"):
-        raise ValueError("the line is cut")
-    step = int(_after(line, b'{"step": '))
-    reward, difference = _after(line, b'"reward": '), b"0"
-    if b'"worst": {' in line:
-        difference = _after(line, b'"worst": {"difference": ')
-    flags = _DROPPED * (b'"drops": [{' in line) | _FAILED * (b'"failed": true' in line)
-    flags |= _PICTURE * (b'"picture": "' in line)
-    return step, _number(reward), _number(difference), flags
+    try:
+        record = _SUMMARY.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    difference = 0.0 if record.worst is None else _number(record.worst.difference)
+    return offset, record.step, _number(record.reward), difference, record.flags
 
 
-def _number(text: bytes) -> float:
-    return float("inf") if text == b"null" else float(text)
-
-
-def _after(line: bytes, key: bytes) -> bytes:
-    """What stands between ``key`` and the next comma."""
-    start = line.index(key) + len(key)
-    return line[start : line.index(b",", start)]
-
-
-def _read(kind: Any, data: Mapping[str, Any]) -> Any:
-    known = {f.name for f in fields(kind)}
-    return kind(**{key: tuple(v) if key == "span" and v else v for key, v in data.items() if key in known})
+def _number(value: float | None) -> float:
+    return float("inf") if value is None else value

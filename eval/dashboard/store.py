@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class MetricStore:
         self._grow()
         self._steps[start : self._rows] = [step for step, _ in rows]
         self._weights[start : self._rows] = 1
-        names = dict.fromkeys(name for _, row in rows for name in row)
+        names = dict.fromkeys(chain.from_iterable(row for _, row in rows))
         for name in names:
             if name not in self._columns:
                 self._columns[name] = np.full((3, len(self._steps)), np.nan, dtype=np.float32)
@@ -220,7 +221,7 @@ def _parse(line: bytes) -> tuple[int, Row] | None:
     if not isinstance(step, int):
         return None
     # Runs write numbers and null; anything else comes from elsewhere.
-    if all(type(value) in (float, int) for value in entry.values()):
+    if set(map(type, entry.values())) <= {float, int}:
         return step, entry
     return step, {
         n: v if isinstance(v, int | float) else None

@@ -91,4 +91,4 @@ def test_memory_does_not_grow_with_the_run() -> None:
     for step in range(2000):
         watch.observe(step, {"entropy": 1.0, "reward": 0.5, "grad_norm": None if step % 2 else 1.0})
     assert len(watch.alerts) == 200 and find("entropy")
-    assert all(len(w.last) <= w.rule.steps for watched in watch._watched.values() for w in watched)
+    assert all(len(w.start) <= START for watched in watch._watched.values() for w in watched)
