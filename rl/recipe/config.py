@@ -93,6 +93,13 @@ class DataConfig(Section):
         None, ge=1, description="longest prompt in tokens; longer is an error"
     )
 
+    @model_validator(mode="after")
+    def _weigh_what_is_left(self) -> DataConfig:
+        """Weights of tags that ``tags`` leaves out go with them, so a recipe can take some of another's tags."""
+        if self.tags is not None and isinstance(self.sampling, dict):
+            self.sampling = {tag: weight for tag, weight in self.sampling.items() if tag in self.tags}
+        return self
+
 
 class FaultsConfig(Section):
     """What is wrong with the sampler; it then has weights of its own."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dina.errors import DinaError
 from dina.rl.data import PromptOrder, check_prompt_lengths, difficulty_of, load_prompts
+from dina.rl.recipe.config import DataConfig
 from dina.rollout.protocol import Prompt
 from tests.golden import FOLDER as GOLDEN
 
@@ -233,6 +234,12 @@ def test_a_round_holds_the_tags_by_their_weights() -> None:
     assert len({p.id for p in PromptOrder(prompts, 1, {"a": 1, "b": 1, "c": 1}).take(9)}) == 9
     with pytest.raises(DinaError, match="weighs the tags a, d, but the prompts have a, b, c"):
         PromptOrder(prompts, 1, {"a": 1, "d": 2})
+
+
+def test_weights_of_tags_that_are_left_out_go_with_them() -> None:
+    weights = {"a": 1, "b": 2, "c": 4}
+    assert DataConfig(train="x", sampling=weights).sampling == weights
+    assert DataConfig(train="x", sampling=weights, tags=["a", "c"]).sampling == {"a": 1, "c": 4}
 
 
 @pytest.mark.parametrize("sampling", ["shuffle", "balanced", {"a": 3, "b": 1}])
