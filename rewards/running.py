@@ -16,6 +16,9 @@ from dina.rewards.worker import Outcome, RewardWorker, describe, read_entry
 
 log = logging.getLogger(__name__)
 
+IDLE_BATCHES = 5
+"""A reward that applies to nothing in so many first batches is mentioned."""
+
 
 class RunningReward:
     """One reward with its thread, the scores of the current batch, and its time-outs in a row."""
@@ -30,7 +33,7 @@ class RunningReward:
         self._batch_size = spec.batch_size or (own_size if isinstance(own_size, int) else None)
         self._accepted = None if open_ended else set(named)
         self._worker = RewardWorker(spec.label)
-        self._applied_before = False
+        self._idle_batches: int | None = 0
         self.timeouts = 0
 
     def start(self, batch: RewardBatch) -> None:
@@ -47,10 +50,20 @@ class RunningReward:
         rows = batch.applicable(self.requires, self.spec.tasks)
         size = self._batch_size or max(len(rows), 1)
         self._calls = self._submit([rows[at : at + size] for at in range(0, len(rows), size)])
-        if n and not rows and not self._applied_before:
-            needs = ", ".join(self.requires)
-            log.warning("reward %r applies to no sample of this batch; it needs %s", self.spec.label, needs)
-        self._applied_before = self._applied_before or bool(rows)
+        self._notice_if_idle(bool(rows))
+
+    def _notice_if_idle(self, applies: bool) -> None:
+        """Says once that the reward may never apply. A batch can be part of a step, and hold prompts of one kind."""
+        if self._idle_batches is None:
+            return
+        self._idle_batches = None if applies else self._idle_batches + 1
+        if self._idle_batches == IDLE_BATCHES:
+            log.warning(
+                "reward %r applies to no sample of its first %d batches; it needs %s",
+                self.spec.label,
+                IDLE_BATCHES,
+                ", ".join(self.requires),
+            )
 
     def finish(self) -> None:
         """Waits for the scores, no longer than the time-out (twice that if rows are retried one by one)."""

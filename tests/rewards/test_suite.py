@@ -12,6 +12,7 @@ import torch
 
 from dina.errors import DinaError
 from dina.rewards.protocol import RewardSpec
+from dina.rewards.running import IDLE_BATCHES
 from dina.rewards.suite import RewardSuite
 from tests.rewards.samples import GREY, answer, picture
 
@@ -261,10 +262,26 @@ def test_a_reward_gets_what_it_accepts_and_applies_where_its_columns_are():
 
 
 def test_a_reward_that_never_applies_says_which_column_it_misses(caplog):
+    rewards = suite("needs_a_column")
     with caplog.at_level(logging.WARNING):
-        result = score("needs_a_column", [answer("3")])
-    assert result.total == [None] and result.failures == []
-    assert "needs completions, solution" in caplog.text
+        for _ in range(IDLE_BATCHES - 1):
+            result = rewards.score([answer("3")])
+            assert result.total == [None] and result.failures == []
+        assert not caplog.text
+        rewards.score([answer("3")])
+        assert "needs completions, solution" in caplog.text
+        caplog.clear()
+        rewards.score([answer("3")])
+        assert not caplog.text
+
+
+def test_a_reward_that_applied_once_may_rest(caplog):
+    rewards = suite("needs_a_column")
+    with caplog.at_level(logging.WARNING):
+        rewards.score([answer("3", solution="3")])
+        for _ in range(IDLE_BATCHES):
+            rewards.score([answer("3")])
+    assert not caplog.text
 
 
 def looks_at_everything(**kwargs):
