@@ -45,7 +45,7 @@ def quickstart(overrides: Sequence[str] = (), console: Console | None = None) ->
 
 def compare_with_start(config: TrainConfig, folder: Path, console: Console) -> Comparison:
     """The run's first and last weights on the dev prompts, kept in the run's ``evaluation`` folder."""
-    prompts = load_prompts([PROMPTS / "dev.jsonl", PROMPTS / "vqa_dev.jsonl"], renderer=RENDERER)
+    prompts = load_prompts([PROMPTS / "dev_large.jsonl", PROMPTS / "vqa_dev.jsonl"], renderer=RENDERER)
     after = folder / "checkpoints" / f"step_{config.run.max_steps}"
     return compare_checkpoints(
         Path(config.model.path),

@@ -12,7 +12,7 @@ from dina.rl import quickstart as module
 def test_the_quickstart_trains_compares_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    for name in ("dev", "vqa_dev"):
+    for name in ("dev_large", "vqa_dev"):
         lines = (module.PROMPTS / f"{name}.jsonl").read_text().splitlines()
         (prompts / f"{name}.jsonl").write_text("\n".join(lines[:2]))
     monkeypatch.setattr(module, "PROMPTS", prompts)
