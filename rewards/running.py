@@ -50,7 +50,8 @@ class RunningReward:
         rows = batch.applicable(self.requires, self.spec.tasks)
         size = self._batch_size or max(len(rows), 1)
         self._calls = self._submit([rows[at : at + size] for at in range(0, len(rows), size)])
-        self._notice_if_idle(bool(rows))
+        if n:
+            self._notice_if_idle(bool(rows))
 
     def _notice_if_idle(self, applies: bool) -> None:
         """Says once that the reward may never apply. A batch can be part of a step, and hold prompts of one kind."""
