@@ -32,10 +32,15 @@ Seed = Annotated[int, typer.Option(min=0, help="The same seed draws the same pic
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples drawn at once")]
 Temperature = Annotated[float, typer.Option(min=0, help="Of pictures; 0 takes the likeliest code")]
+AnswerTemperature = Annotated[
+    float, typer.Option(min=0, help="Of answers; 0 takes the likeliest words, once per question")
+]
 Guidance = Annotated[
     float, typer.Option("--guidance-scale", min=0, help="Classifier-free guidance of pictures; 1 is off")
 ]
-PerPrompt = Annotated[int, typer.Option("--n-per-prompt", min=1, help="Pictures per prompt")]
+PerPrompt = Annotated[
+    int, typer.Option("--n-per-prompt", min=1, help="Pictures, or sampled answers, per prompt")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each category")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables")]
 Detector = Annotated[str, typer.Option(help="What sees objects in pictures, package.module:attr")]
@@ -94,6 +99,7 @@ def evaluate(
     limit: Limit = None,
     seed: Seed = 0,
     temperature: Temperature = 1.0,
+    answer_temperature: AnswerTemperature = 0.0,
     guidance: Guidance = 1.0,
     reward: OwnReward = None,
     settings: rewards_cli.Settings = None,
@@ -121,7 +127,7 @@ def evaluate(
         checkpoint,
         chosen,
         _judge(detector, reward, settings),
-        _settings(n_per_prompt, seed, temperature, guidance),
+        _settings(n_per_prompt, seed, temperature, answer_temperature, guidance),
         out=out,
         open_engine=partial(open_torch_engine, batch_size=batch_size, device=_device(device)),
         console=stderr(),
@@ -148,6 +154,7 @@ def compare(
     limit: Limit = None,
     seed: Seed = 0,
     temperature: Temperature = 1.0,
+    answer_temperature: AnswerTemperature = 0.0,
     guidance: Guidance = 1.0,
     reward: OwnReward = None,
     settings: rewards_cli.Settings = None,
@@ -178,7 +185,7 @@ def compare(
         after,
         _prompts(prompts, renderer, limit),
         _judge(detector, reward, settings),
-        _settings(n_per_prompt, seed, temperature, guidance),
+        _settings(n_per_prompt, seed, temperature, answer_temperature, guidance),
         out=out,
         open_engine=partial(open_torch_engine, batch_size=batch_size, device=_device(device)),
         console=stderr(),
@@ -225,12 +232,14 @@ def _judge(detector: str, reward: str | None, settings: list[str] | None) -> Rew
     return RewardJudge(detector, name, reward=own)
 
 
-def _settings(n_per_prompt: int, seed: int, temperature: float, guidance: float) -> BenchmarkSettings:
+def _settings(
+    n_per_prompt: int, seed: int, temperature: float, answer_temperature: float, guidance: float
+) -> BenchmarkSettings:
     from dina.eval.benchmark import BenchmarkSettings
     from dina.model.sampling import SamplingParams
 
     pictures = SamplingParams(temperature=temperature, guidance_scale=guidance)
-    return BenchmarkSettings(n_per_prompt, seed, pictures)
+    return BenchmarkSettings(n_per_prompt, seed, pictures, SamplingParams(temperature=answer_temperature))
 
 
 def _device(name: str) -> str:

@@ -234,6 +234,13 @@ def test_two_checkpoints_are_compared(world: Path, tmp_path: Path) -> None:
     }
 
 
+def test_answers_can_be_sampled(world: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", world / "a", "--prompts", world / "prompts.jsonl", "--out", tmp_path, "--json")
+    code, out, error = run(*arguments, "--n-per-prompt", "3", "--answer-temperature", "1")
+    assert code == 0, error
+    assert json.loads(out)["categories"]["vqa"]["samples"] == 3
+
+
 def test_the_rewards_are_listed() -> None:
     code, out, error = run("rewards")
     assert code == 0, error
