@@ -10,6 +10,8 @@ from typing import Any
 from dina.rewards.protocol import LogExtra, log_parts
 from dina.rewards.registry import find_reward
 
+_MARKER = re.compile(r"\banswer:", re.IGNORECASE)
+
 
 class AnswerReward(ABC):
     """A reward that compares the text of a completion with the row's accepted answers; the best one counts.
@@ -19,7 +21,8 @@ class AnswerReward(ABC):
 
     Args:
         tag: compare what stands in ``<tag>...</tag>`` of the completion, the last one if there are several; a
-            completion without it scores 0. By default the whole completion is the answer.
+            completion without it scores 0. By default what follows the last ``answer:`` is the answer, so that a model
+            may reason first; a completion without it is an answer as a whole.
     """
 
     def __init__(self, tag: str | None = None) -> None:
@@ -47,12 +50,17 @@ class AnswerReward(ABC):
                 reasons.append(None)
                 continue
             accepted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
-            found = said if self.tag is None else tagged(said, self.tag)
+            found = final_answer(said) if self.tag is None else tagged(said, self.tag)
             values = [self.compare(found, entry) for entry in accepted] if found is not None else []
             scores.append(max(values, default=0.0))
             reasons.append({"reason": f"said {said!r}, wanted {' or '.join(map(repr, accepted))}"})
         log_parts(log_extra, reasons)
         return scores
+
+
+def final_answer(text: str) -> str:
+    """What follows the last ``answer:``, in any case of letters; the whole text if there is none."""
+    return _MARKER.split(text)[-1].strip() if _MARKER.search(text) else text
 
 
 def tagged(text: str, tag: str) -> str | None:

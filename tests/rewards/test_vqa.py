@@ -40,6 +40,11 @@ def test_normal_form(raw, normal: str):
         ("", "a", 0.0),
         ("the circle", ["disc", "circle"], 1.0),
         ("square", ["disc", "circle"], 0.0),
+        ("a star and a ring. answer: two", "2", 1.0),
+        ("Answer: one. No, wait.\n**Answer:** two", "2", 1.0),
+        ("answer: two, answer: one", "2", 0.0),
+        ("the answer two", "2", 0.0),
+        ("two answer:", "2", 0.0),
     ],
 )
 def test_exact_match(said: str, wanted, score: float):
