@@ -15,7 +15,9 @@ from dina.eval.runs import Run, read_run, running_mean
 from dina.eval.statistics import Interval, run_interval
 from dina.eval.verdict import Finding
 
-OUTCOME = "outcome.json"
+RESULT = "result.json"
+"""Of a run of the study. Its presence says that the run is finished and scored; ``outcome.json`` is the loop's, which a
+stopped run has too."""
 BASELINE = "none"
 Effect = Literal["prevents", "delays", "fails", "some"]
 
@@ -102,8 +104,8 @@ class Study:
 def read_study(study: Study) -> Study:
     """The study with the numbers of its finished runs."""
     for key, folder in study.planned.items():
-        if (folder / OUTCOME).is_file():
-            outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+        if (folder / RESULT).is_file():
+            outcome = json.loads((folder / RESULT).read_text(encoding="utf-8"))
             study.runs[key] = run = read_run(folder)
             study.summaries.append(_summary(study, key, run, outcome.get("score"), outcome["stopped"]))
     return study

@@ -12,7 +12,7 @@ from dina.errors import DinaError
 from dina.eval.benchmark import BenchmarkSettings, run_benchmark
 from dina.eval.evaluate import first_of_each_category, open_torch_engine
 from dina.eval.judge import RewardJudge
-from dina.eval.stability import OUTCOME, Study, read_study
+from dina.eval.stability import RESULT, Study, read_study
 from dina.eval.stability_report import write_stability_report
 from dina.rl.data import load_prompts
 from dina.rl.lab.config import StabilityRecipe, StabilityRun
@@ -38,7 +38,7 @@ def run_stability(recipe: StabilityRecipe, console: Console | None = None) -> Pa
     configs = {run: run_config(recipe, run) for run in recipe.runs()}
     _claim(out, recipe)
     for number, (run, config) in enumerate(configs.items(), start=1):
-        if (run.folder / OUTCOME).is_file():
+        if (run.folder / RESULT).is_file():
             continue
         if console is not None:
             console.print(
@@ -94,7 +94,7 @@ def _make(recipe: StabilityRecipe, run: StabilityRun, config: TrainConfig) -> No
     outcome = {"setting": run.setting, "arm": run.arm, "seed": run.seed, "stopped": stopped, "score": score}
     if not recipe.keep_checkpoints:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    (run.folder / OUTCOME).write_text(json.dumps(outcome, ensure_ascii=False) + "\n", encoding="utf-8")
+    (run.folder / RESULT).write_text(json.dumps(outcome, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _score(recipe: StabilityRecipe, checkpoint: Path, config: TrainConfig) -> float | None:

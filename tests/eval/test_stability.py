@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dina.eval.stability import OUTCOME, RunSummary, Study, effect, explosion, findings, read_study
+from dina.eval.stability import RESULT, RunSummary, Study, effect, explosion, findings, read_study
 from dina.eval.stability_report import write_stability_report
 
 STEPS = 30
@@ -48,7 +48,7 @@ def write_run(folder: Path, arm: str, seed: int) -> None:
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     outcome = {"setting": "int8", "arm": arm, "seed": seed, "stopped": "", "score": 0.7}
-    (folder / OUTCOME).write_text(json.dumps(outcome))
+    (folder / RESULT).write_text(json.dumps(outcome))
 
 
 def study(folder: Path, seeds: tuple[int, ...] = (0, 1, 2), written: int = 3) -> Study:

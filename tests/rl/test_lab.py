@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from dina.errors import DinaError
+from dina.eval.runs import Outcome, read_outcome
+from dina.eval.stability import RESULT
 from dina.rl.lab.config import StabilityRecipe
 from dina.rl.lab.study import run_config, run_stability, write_report
 from dina.rl.recipe.load import load_recipe
@@ -80,7 +82,8 @@ def test_a_study_goes_on_where_it_stopped(finished: StabilityRecipe, monkeypatch
     monkeypatch.setattr(study, "train", lambda config: made.append(config.run.output_dir) or original(config))
     lost = finished.runs()[1].folder
     before = lines(lost)
-    (lost / "outcome.json").unlink()
+    (lost / RESULT).unlink()
+    assert read_outcome(lost) == Outcome(4, "finished")  # which a run that is stopped half-way notes as well
     run_stability(finished)
     assert made == [str(lost)]
 
@@ -106,7 +109,7 @@ def test_a_run_that_cannot_go_on_is_a_result(base: Path, finished: StabilityReci
         arms={"none": [], "all": ["filters.mismatch_tau=1e-12"]},
     )
     run_stability(tight)
-    outcome = json.loads((tight.runs()[1].folder / "outcome.json").read_text())
+    outcome = json.loads((tight.runs()[1].folder / RESULT).read_text())
     assert "minibatches in a row had no sequence" in outcome["stopped"] and outcome["score"] is None
     assert "1 runs could not go on" in (tmp_path / "out" / "report.html").read_text()
 
