@@ -18,7 +18,12 @@ import numpy as np
 
 from dina.errors import DinaError
 from dina.recipes.scenes.captions import DRAWING_TAGS
-from dina.recipes.scenes.descriptions import sample_description, sample_request
+from dina.recipes.scenes.descriptions import (
+    partial_description,
+    reasoned,
+    sample_description,
+    sample_request,
+)
 from dina.recipes.scenes.questions import KINDS
 from dina.recipes.scenes.splits import (
     PER_TAG,
@@ -46,13 +51,16 @@ _PLAIN = {
     "text_rendering": 1.4,
 }
 _BINDING = _PLAIN | {"position": 4.0, "color_attr": 4.0, "description": 3.0}
-MIXTURES = {"plain": _PLAIN, "binding": _BINDING, "describing": _BINDING}
+MIXTURES = {"plain": _PLAIN, "binding": _BINDING, "describing": _BINDING, "reasoning": _BINDING}
 """Weights of the captions in the SFT data. ``plain`` comes first: the harder tasks a bit more often. ``binding``
-is for a second stage: mostly what the first learns last, and dense captions. ``describing`` has the same captions,
-beside questions most of which ask for a whole description."""
-QUESTION_SHARE = {"plain": 0.3, "binding": 0.3, "describing": 0.75}
-DESCRIPTION_SHARE = 0.7
-"""Of the questions in ``describing``."""
+is for a second stage: mostly what the first learns last, and dense captions. The others have the same captions, beside
+questions some of which ask for a whole description; in ``reasoning`` some answers describe the picture first,
+and descriptions that are asked for leave things out."""
+QUESTION_SHARE = {"plain": 0.3, "binding": 0.3, "describing": 0.75, "reasoning": 0.75}
+DESCRIPTION_SHARE = {"describing": 0.4, "reasoning": 0.2}
+"""Of the questions of a mixture."""
+REASONED_SHARE = {"reasoning": 0.4}
+"""Of the other questions of a mixture."""
 _SHARD = 5000
 
 
@@ -84,7 +92,8 @@ def _png(image: np.ndarray) -> bytes:
 
 def _fresh(scene: Scene, mixture: str) -> bool:
     key = scene_key(scene)
-    return key not in held_out_scenes() and (mixture != "describing" or key not in held_out_described())
+    described = mixture in DESCRIPTION_SHARE
+    return key not in held_out_scenes() and not (described and key in held_out_described())
 
 
 def _drawing(rng: np.random.Generator, mixture: str) -> tuple[Row, Scene]:
@@ -102,12 +111,15 @@ def _drawing(rng: np.random.Generator, mixture: str) -> tuple[Row, Scene]:
 
 
 def _question(rng: np.random.Generator, mixture: str) -> tuple[Row, Scene]:
-    if mixture == "describing" and rng.random() < DESCRIPTION_SHARE:
+    if mixture in DESCRIPTION_SHARE and rng.random() < DESCRIPTION_SHARE[mixture]:
         question = sample_request(rng)
+        terse = mixture == "reasoning"
+        answer = partial_description(question.scene, rng) if terse else question.answer
     else:
         question = tuple(KINDS.values())[int(rng.integers(len(KINDS)))](rng)
-    row = {"task": "vqa", "tag": "vqa", "prompt": question.prompt, "answer": question.answer}
-    return row, question.scene
+        reasons = mixture in REASONED_SHARE and rng.random() < REASONED_SHARE[mixture]
+        answer = reasoned(question) if reasons else question.answer
+    return {"task": "vqa", "tag": "vqa", "prompt": question.prompt, "answer": answer}, question.scene
 
 
 def sft_rows(count: int, seed: int, start: int = 0, mixture: str = "plain") -> Iterator[Row]:

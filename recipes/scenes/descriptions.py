@@ -54,9 +54,28 @@ def sample_request(rng: np.random.Generator) -> Question:
 
 def whole_description(scene: Scene) -> str:
     """All objects with colours and places, from the top left to the bottom right."""
-    ordered = sorted(scene.objects, key=lambda o: (_third(o.cy, scene.height), o.cx, o.cy))
-    phrases = [f"{Thing(o.shape, o.color).phrase} {place_of(o, scene)}" for o in ordered]
+    phrases = [f"{Thing(o.shape, o.color).phrase} {place_of(o, scene)}" for o in _reading_order(scene)]
     return _listed(phrases)
+
+
+def _reading_order(scene: Scene) -> list[Obj]:
+    return sorted(scene.objects, key=lambda o: (_third(o.cy, scene.height), o.cx, o.cy))
+
+
+def partial_description(scene: Scene, rng: np.random.Generator) -> str:
+    """The same objects in the same order, but half of the colours and more of the places left out, as people do."""
+    phrases = []
+    for obj in _reading_order(scene):
+        thing = Thing(obj.shape, obj.color if rng.random() < 0.5 else None).phrase
+        phrases.append(f"{thing} {place_of(obj, scene)}" if rng.random() < 0.4 else thing)
+    return _listed(phrases)
+
+
+def reasoned(question: Question) -> str:
+    """The answer after a description of the picture that it follows from; a word alone needs no description."""
+    if not question.scene.objects:
+        return question.answer
+    return f"{whole_description(question.scene)}. answer: {question.answer}"
 
 
 def place_of(obj: Obj, scene: Scene) -> str:

@@ -23,6 +23,7 @@ from dina.recipes.scenes.descriptions import REQUESTS
 from dina.recipes.scenes.facts import FactsReward, facts_f1, read_claims
 from dina.recipes.scenes.splits import held_out_described, held_out_scenes, scene_key
 from dina.recipes.scenes.world import render_json, scene_from_json
+from dina.rewards.answers import final_answer
 from dina.rewards.registry import find_reward
 
 
@@ -81,13 +82,39 @@ def test_sft_data_load_as_a_dataset(tmp_path):
         write_sft(tmp_path / "sft", 1, seed=1)
 
 
-def test_the_stage_that_teaches_to_describe_shows_no_held_out_picture():
-    rows = list(sft_rows(300, seed=5, mixture="describing"))
+@pytest.mark.parametrize("mixture, share", [("describing", 0.4), ("reasoning", 0.2)])
+def test_the_stages_that_teach_to_describe_show_no_held_out_picture(mixture: str, share: float):
+    rows = list(sft_rows(300, seed=5, mixture=mixture))
     asked = [row for row in rows if row["task"] == "vqa"]
     described = [row for row in asked if row["prompt"] in REQUESTS]
-    assert 0.6 < len(asked) / len(rows) < 0.9 and 0.55 < len(described) / len(asked) < 0.85
+    assert 0.6 < len(asked) / len(rows) < 0.9 and abs(len(described) / len(asked) - share) < 0.1
     shown = {scene_key(scene_from_json(json.loads(row["scene"]))) for row in rows}
     assert shown.isdisjoint(held_out_described() | held_out_scenes())
+
+
+@pytest.mark.parametrize("mixture, least, most", [("describing", 3.0, 3.0), ("reasoning", 1.7, 2.1)])
+def test_what_a_description_says_of_each_object(mixture: str, least: float, most: float):
+    """Shape, colour and place; while rewards are to teach completeness, colours and places are left out."""
+    facts = []
+    for row in sft_rows(300, seed=5, mixture=mixture):
+        if row["task"] == "vqa" and row["prompt"] in REQUESTS:
+            claims = read_claims(row["answer"])
+            assert len(claims) == len(json.loads(row["scene"])["objects"])
+            facts += [claim.facts for claim in claims]
+    assert least <= np.mean(facts) <= most
+
+
+def test_some_answers_are_reasoned_and_end_in_what_follows_from_the_description():
+    answers = [
+        row["answer"]
+        for row in sft_rows(400, seed=5, mixture="reasoning")
+        if row["task"] == "vqa" and row["prompt"] not in REQUESTS
+    ]
+    long = [answer for answer in answers if " " in answer]
+    assert 0.2 < len(long) / len(answers) < 0.45
+    for answer in long:
+        description, _, last = answer.partition(". answer: ")
+        assert read_claims(description) and final_answer(answer) == last and " " not in last
 
 
 def test_corpus_holds_the_words_of_the_prompts_and_no_capitals():

@@ -20,6 +20,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "scenes/sft_binding": SftRecipe,
     "scenes/sft_more": SftRecipe,
     "scenes/sft_describing": SftRecipe,
+    "scenes/sft_reasoning": SftRecipe,
     "scenes/prepare": PrepareRecipe,
     "scenes/understanding_grpo": TrainConfig,
     "scenes/mixed_grpo": TrainConfig,
