@@ -189,8 +189,11 @@ def _arm_finding(
     what = effect(runs, baseline, study.window)
     at = [s.exploded_at for s in runs if s.exploded_at is not None]
     count = f"{len(at)} of {len(runs)} seeds explode" + (f", from step {_mean(at):.0f}" if at else "")
-    more = run_interval(_differences(runs, baseline))
+    more = run_interval(_differences(runs, baseline, "reward_last"))
     reward = f"reward at the end {_signed(more)} against no correction"
+    better = run_interval(_differences(runs, baseline, "score"))
+    if better.n:
+        reward += f", score without faults {_signed(better)}"
     kept = _mean([s.kept for s in runs])
     dropped = f"; keeps {100 * kept:.0f} % of the sequences" if kept < 0.9995 else ""
     stopped = sum(bool(s.stopped) for s in runs)
@@ -226,26 +229,40 @@ def _paper(arm: str, changes: Sequence[str], what: Effect | None) -> str:
 
 
 def _recommendation(study: Study, setting: str, baseline: list[RunSummary]) -> list[Finding]:
-    """Of every swept key, the value that prevents the explosion in all seeds at the highest final reward."""
+    """Of every swept key, the value that prevents the explosion in all seeds and ends best.
+
+    Arms that set this key alone count as further values of it.
+    """
     found = []
     for key in dict.fromkeys(name.partition("=")[0] for name in study.swept):
-        arms = [name for name in study.swept if name.startswith(f"{key}=") and study.of(setting, name)]
-        good = [
-            name for name in arms if effect(study.of(setting, name), baseline, study.window) == "prevents"
-        ]
-        if not arms or effect(study.of(setting, arms[0]), baseline, study.window) is None:
+        single = {c[0].partition("=")[2]: name for name, c in study.arms.items() if _sets_alone(c, key)}
+        arms = {value: study.of(setting, name) for value, name in single.items() if study.of(setting, name)}
+        effects = {value: effect(runs, baseline, study.window) for value, runs in arms.items()}
+        if not arms or None in effects.values():
             continue
+        good = {value: _merit(arms[value]) for value, what in effects.items() if what == "prevents"}
         if not good:
-            values = ", ".join(name.partition("=")[2] for name in arms)
-            found.append(
-                Finding("bad", f"{setting}: no {key} among {values} prevents the explosion in all seeds.")
-            )
+            text = f"{setting}: no {key} among {', '.join(arms)} prevents the explosion in all seeds."
+            found.append(Finding("bad", text))
             continue
-        best = max(good, key=lambda name: _mean([s.reward_last for s in study.of(setting, name)]))
-        others = ", ".join(name.partition("=")[2] for name in good if name != best)
-        text = f"{setting}: of those that prevent it in all seeds, {best} ends with the highest reward"
-        found.append(Finding("good", text + (f" (others: {others})." if others else ".")))
+        best = max(good, key=lambda value: good[value])
+        others = ", ".join(f"{value}: {merit:.3f}" for value, merit in good.items() if value != best)
+        text = (
+            f"{setting}: of the values that prevent it in all seeds, {key}={best} ends best ({good[best]:.3f}"
+        )
+        found.append(Finding("good", text + (f"; {others})." if others else ").")))
     return found
+
+
+def _sets_alone(changes: Sequence[str], key: str) -> bool:
+    return len(changes) == 1 and changes[0].startswith(f"{key}=")
+
+
+def _merit(runs: Iterable[RunSummary]) -> float:
+    """Mean score of the final weights; the reward of the last steps where nothing was scored."""
+    values = list(runs)
+    scored = [s.score for s in values if not math.isnan(s.score)]
+    return _mean(scored or [s.reward_last for s in values])
 
 
 def _summary(
@@ -284,10 +301,13 @@ def _summary(
     )
 
 
-def _differences(runs: Iterable[RunSummary], baseline: Iterable[RunSummary]) -> list[float]:
-    """Final reward minus that of the baseline with the same seed."""
-    known: Mapping[int, float] = {s.seed: s.reward_last for s in baseline}
-    return [s.reward_last - known[s.seed] for s in runs if s.seed in known]
+def _differences(
+    runs: Iterable[RunSummary], baseline: Iterable[RunSummary], name: Literal["reward_last", "score"]
+) -> list[float]:
+    """The number minus that of the baseline with the same seed, of the runs where both have it."""
+    known: Mapping[int, float] = {s.seed: getattr(s, name) for s in baseline}
+    found = [getattr(s, name) - known[s.seed] for s in runs if s.seed in known]
+    return [value for value in found if not math.isnan(value)]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -18,15 +18,16 @@ Overrides = list[Annotated[str, Field(pattern=r"^[\w.]+=.*$")]]
 
 
 class ExplosionConfig(Section):
-    """A run has exploded from the step at which running means say both."""
+    """A run has exploded from the step at which running means say so."""
 
     entropy_factor: float = Field(
         2.0, gt=1, description="entropy above so many times that of the first steps"
     )
-    grad_norm_factor: float = Field(
-        2.0,
+    grad_norm_factor: float | None = Field(
+        None,
         gt=1,
-        description="gradient norm above so many times that of the first steps, at that step or before",
+        description="gradient norm above so many times that of the first steps, at that step or before; null: any. "
+        "Planted actions raise it from the first step on",
     )
     window: int = Field(5, ge=1, description="steps of the running means, and of the first ones")
 

@@ -47,7 +47,13 @@ def write_run(folder: Path, arm: str, seed: int) -> None:
             line |= {"filter/mismatch/reward_dropped": 0.2, "filter/mismatch/reward_kept": 0.6}
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    outcome = {"setting": "int8", "arm": arm, "seed": seed, "stopped": "", "score": 0.7}
+    outcome = {
+        "setting": "int8",
+        "arm": arm,
+        "seed": seed,
+        "stopped": "",
+        "score": 0.8 if "0.05" in arm else 0.7,
+    }
     (folder / RESULT).write_text(json.dumps(outcome))
 
 
@@ -127,8 +133,9 @@ def test_the_verdict_is_written_from_the_numbers(tmp_path: Path) -> None:
     )
     text, _ = said("int8, filters.mismatch_tau=0.9")
     assert "does not prevent it" in text and "contradicts the paper" in text
-    text, _ = said("int8: of those that prevent it")
-    assert "filters.mismatch_tau=0.05 ends with the highest reward" in text
+    assert "score without faults +0.000 [" in said("int8, filter:")[0]
+    text, _ = said("int8: of the values that prevent it in all seeds")
+    assert "filters.mismatch_tau=0.05 ends best (0.800; 0.3: 0.700)" in text
 
 
 def test_where_nothing_explodes_the_verdict_says_so(tmp_path: Path) -> None:
