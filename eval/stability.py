@@ -118,19 +118,22 @@ def explosion(
     entropy_factor: float,
     norm_factor: float | None = None,
 ) -> int | None:
-    """The first index at which the running mean of the entropy is above ``entropy_factor`` times its start, and that of
-    the gradient norm has been above ``norm_factor`` times its own, at this index or before; ``None`` if never.
+    """The first index at which the running mean of the entropy is above its start and above ``entropy_factor`` times
+    its lowest value so far, and that of the gradient norm has been above ``norm_factor`` times its own start, at this
+    index or before; ``None`` if never.
 
-    A start is the mean of the first ``window`` values. Without ``norm_factor``, the entropy decides alone.
+    A start is the mean of the first ``window`` values. Training lowers entropy, so that a rise begins below the start.
+    Without ``norm_factor``, the entropy decides alone.
     """
     if len(entropy) <= window:
         return None
     start, norm_start = _mean(entropy[:window]), _mean(grad_norm[:window])
     entropies, norms = running_mean(entropy, window), running_mean(grad_norm, window)
-    surged = norm_factor is None
+    surged, lowest = norm_factor is None, start
     for index in range(window, len(entropies)):
         surged = surged or norms[index] > (norm_factor or 0.0) * norm_start
-        if surged and entropies[index] > entropy_factor * start:
+        lowest = min(lowest, entropies[index])
+        if surged and entropies[index] > max(start, entropy_factor * lowest):
             return index
     return None
 

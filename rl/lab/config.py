@@ -21,7 +21,9 @@ class ExplosionConfig(Section):
     """A run has exploded from the step at which running means say so."""
 
     entropy_factor: float = Field(
-        2.0, gt=1, description="entropy above so many times that of the first steps"
+        2.0,
+        gt=1,
+        description="entropy above so many times its lowest so far, and above that of the first steps",
     )
     grad_norm_factor: float | None = Field(
         None,
