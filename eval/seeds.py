@@ -14,7 +14,6 @@ from typing import Any
 
 from dina.errors import DinaError
 from dina.eval.compare import Comparison, Scores
-from dina.eval.result import averaged
 from dina.eval.statistics import (
     Interval,
     paired_two_level_interval,
@@ -55,7 +54,7 @@ class PooledScore:
 
 
 def pool(comparisons: Sequence[Comparison]) -> dict[str, PooledScore]:
-    """Category (and ``overall``, the mean of the averaged ones) -> score over runs that answered the same prompts.
+    """Category (and ``overall``, the mean of the categories of drawings) -> score over runs on the same prompts.
 
     Prompts that any run lacks a score for are left out of all.
 
@@ -64,7 +63,7 @@ def pool(comparisons: Sequence[Comparison]) -> dict[str, PooledScore]:
     """
     before, after = _aligned(comparisons)
     groups = {tag: [tag] for tag in before[0]}
-    headline = averaged(before[0])
+    headline = [tag for tag in _headline(comparisons) if tag in before[0]]
     groups |= {OVERALL: headline} if headline else {}
     return {name: _pooled(before, after, tags) for name, tags in groups.items()}
 
@@ -72,8 +71,9 @@ def pool(comparisons: Sequence[Comparison]) -> dict[str, PooledScore]:
 def gain_over_control(comparisons: Sequence[Comparison], control: Sequence[Comparison]) -> Interval:
     """How much more the overall score gained than in the control's runs, over runs and prompts."""
     before, after = _aligned([*comparisons, *control])
+    headline = [tag for tag in _headline(comparisons) if tag in before[0]]
     gains = [
-        {tag: [b - a for a, b in zip(x[tag], y[tag], strict=True)] for tag in averaged(x)}
+        {tag: [b - a for a, b in zip(x[tag], y[tag], strict=True)] for tag in headline}
         for x, y in zip(before, after, strict=True)
     ]
     return two_level_interval(gains[: len(comparisons)], control=gains[len(comparisons) :])
@@ -83,7 +83,7 @@ def markdown_table(arms: Mapping[str, Sequence[Comparison]]) -> str:
     """A table for documents: categories in rows; before, and each kind of run with its gain, in columns."""
     pooled = {name: pool(comparisons) for name, comparisons in arms.items()}
     first = next(iter(pooled.values()))
-    headline = averaged(tag for tag in first if tag != OVERALL)
+    headline = _headline(next(iter(arms.values())))
     head = ["", "before %", *(f"{name} ({len(arms[name])} runs) %" for name in arms)]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for tag in first:
@@ -94,6 +94,10 @@ def markdown_table(arms: Mapping[str, Sequence[Comparison]]) -> str:
         each = [", ".join(points(gain) for gain in scores[OVERALL].per_run) for scores in pooled.values()]
         lines.append(_line(["gain of each run", "", *each]))
     return "\n".join(lines) + "\n"
+
+
+def _headline(comparisons: Sequence[Comparison]) -> list[str]:
+    return comparisons[0].averaged if comparisons else []
 
 
 def _cell(score: PooledScore) -> str:
@@ -149,10 +153,10 @@ def main(arguments: Sequence[str]) -> None:
         arms[name] = [Comparison.load(Path(folder)) for folder in folders.split(",")]
     print(markdown_table(arms))
     first, *others = arms
-    for name in others:
+    for name in others if _headline(arms[first]) else ():
         more = gain_over_control(arms[first], arms[name])
         print(f"{first} gained {points(more.mean)} {points_range(more)} points more than {name}.")
-    for name, comparisons in arms.items():
+    for name, comparisons in arms.items() if _headline(arms[first]) else ():
         kept = ", ".join(
             f"unique {c.unique_ratio_kept:.2f}, colours {c.colour_similarity:.2f}" for c in comparisons
         )

@@ -194,6 +194,17 @@ def test_pooling_keeps_every_run_in_sight():
     assert overall.to_json()["over_runs"]["n"] == 3
 
 
+def test_a_study_without_drawings_has_no_mean_of_drawings():
+    def described(result):
+        """The answers alone, in a category of their own such as descriptions."""
+        rows = [replace(row, tag="description") for row in result.rows if row.task == "vqa"]
+        return replace(result, rows=rows)
+
+    comparisons = [compare(described(c.before), described(c.after)) for c in runs([0.6, 0.8])]
+    assert set(pool(comparisons)) == {"description"}
+    assert "Mean of" not in markdown_table({"GRPO": comparisons})
+
+
 def test_gain_over_a_control():
     better = gain_over_control(runs([0.8, 0.82, 0.78]), runs([0.5, 0.52]))
     assert better.low > 0
