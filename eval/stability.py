@@ -174,8 +174,11 @@ def _setting_findings(study: Study, setting: str) -> list[Finding]:
     gain = run_interval([s.gain for s in baseline])
     head = (
         f"{setting}: without correction {len(exploded)} of {len(baseline)} seeds explode "
-        f"({rise}; {norm}); reward {_signed(gain)} from first to last steps."
+        f"({rise}; {norm}); reward {_signed(gain)} from first to last steps"
     )
+    control = next((name for name, changes in study.settings.items() if not changes and name != setting), "")
+    lost = run_interval(_differences(baseline, study.of(control, BASELINE), "score"))
+    head += f", score without faults {_signed(lost)} against {control}." if lost.n else "."
     kind: Literal["bad", "plain"] = "bad" if 2 * len(exploded) > len(baseline) else "plain"
     found = [Finding(kind, head)]
     for name in study.arms:

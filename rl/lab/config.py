@@ -21,7 +21,7 @@ class ExplosionConfig(Section):
     """A run has exploded from the step at which running means say so."""
 
     entropy_factor: float = Field(
-        2.0,
+        1.5,
         gt=1,
         description="entropy above so many times its lowest so far, and above that of the first steps",
     )
@@ -85,7 +85,10 @@ class StabilityRecipe(Section):
         return {**self.arms, **{name: [name] for name in swept}}
 
     def runs(self) -> list[StabilityRun]:
-        """All runs: every seed of all arms before the next seed, so that a part of the study is balanced."""
+        """All runs: every seed of all arms before the next seed, so that a part of the study is balanced.
+
+        A setting that changes nothing is the control: its sampler is right, and only ``none`` is run.
+        """
         return [
             StabilityRun(
                 setting, arm, seed, Path(self.output_dir) / slug(setting) / slug(arm) / f"seed_{seed}"
@@ -93,6 +96,7 @@ class StabilityRecipe(Section):
             for seed in self.seeds
             for setting in self.settings
             for arm in self.all_arms
+            if self.settings[setting] or arm == NONE
         ]
 
 

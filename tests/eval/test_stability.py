@@ -147,6 +147,18 @@ def test_the_verdict_is_written_from_the_numbers(tmp_path: Path) -> None:
     assert "filters.mismatch_tau=0.05 ends best (0.800; 0.3: 0.700)" in text
 
 
+def test_the_cost_of_faults_is_set_against_runs_without_them(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    made.settings["right"] = []
+    made.summaries += [
+        RunSummary(**{**vars(s), "setting": "right", "score": 0.9}) for s in made.summaries if s.arm == "none"
+    ]
+    [text] = [f.text for f in findings(made) if f.text.startswith("int8: without correction")]
+    assert "score without faults -0.200 [-0.200, -0.200] against right." in text
+    [text] = [f.text for f in findings(made) if f.text.startswith("right: without correction")]
+    assert "against" not in text
+
+
 def test_where_nothing_explodes_the_verdict_says_so(tmp_path: Path) -> None:
     made = study(tmp_path)
     calm = [s for s in made.summaries if s.arm == "filter"]

@@ -94,6 +94,8 @@ def test_a_study_goes_on_where_it_stopped(finished: StabilityRecipe, monkeypatch
 def test_seeds_may_be_added_and_arms_not_changed(finished: StabilityRecipe, base: Path) -> None:
     more = finished.model_copy(update={"seeds": [0, 1, 2]})
     assert len(more.runs()) == 6
+    control = more.model_copy(update={"settings": {"right": [], **more.settings}})
+    assert [run.arm for run in control.runs() if run.setting == "right"] == ["none"] * 3
     assert "2 of 6 runs are not there yet" in write_report(more).read_text()
     arms = {"none": [], "filter": ["filters.mismatch_tau=0.5"]}
     with pytest.raises(DinaError, match=r"holds a study with another arms.filter"):
