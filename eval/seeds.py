@@ -7,7 +7,7 @@ folders are those that ``dina compare --out`` wrote. The first kind is set again
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def pool(comparisons: Sequence[Comparison]) -> dict[str, PooledScore]:
     """
     before, after = _aligned(comparisons)
     groups = {tag: [tag] for tag in before[0]}
-    headline = [tag for tag in _headline(comparisons) if tag in before[0]]
+    headline = _headline(comparisons, before[0])
     groups |= {OVERALL: headline} if headline else {}
     return {name: _pooled(before, after, tags) for name, tags in groups.items()}
 
@@ -71,7 +71,7 @@ def pool(comparisons: Sequence[Comparison]) -> dict[str, PooledScore]:
 def gain_over_control(comparisons: Sequence[Comparison], control: Sequence[Comparison]) -> Interval:
     """How much more the overall score gained than in the control's runs, over runs and prompts."""
     before, after = _aligned([*comparisons, *control])
-    headline = [tag for tag in _headline(comparisons) if tag in before[0]]
+    headline = _headline(comparisons, before[0])
     gains = [
         {tag: [b - a for a, b in zip(x[tag], y[tag], strict=True)] for tag in headline}
         for x, y in zip(before, after, strict=True)
@@ -83,7 +83,7 @@ def markdown_table(arms: Mapping[str, Sequence[Comparison]]) -> str:
     """A table for documents: categories in rows; before, and each kind of run with its gain, in columns."""
     pooled = {name: pool(comparisons) for name, comparisons in arms.items()}
     first = next(iter(pooled.values()))
-    headline = _headline(next(iter(arms.values())))
+    headline = _headline(next(iter(arms.values())), first)
     head = ["", "before %", *(f"{name} ({len(arms[name])} runs) %" for name in arms)]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for tag in first:
@@ -96,8 +96,9 @@ def markdown_table(arms: Mapping[str, Sequence[Comparison]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _headline(comparisons: Sequence[Comparison]) -> list[str]:
-    return comparisons[0].averaged if comparisons else []
+def _headline(comparisons: Sequence[Comparison], scored: Container[str]) -> list[str]:
+    """The categories of drawings that the overall score averages, of those that were scored."""
+    return [tag for tag in comparisons[0].averaged if tag in scored]
 
 
 def _cell(score: PooledScore) -> str:
@@ -153,10 +154,12 @@ def main(arguments: Sequence[str]) -> None:
         arms[name] = [Comparison.load(Path(folder)) for folder in folders.split(",")]
     print(markdown_table(arms))
     first, *others = arms
-    for name in others if _headline(arms[first]) else ():
+    if not arms[first][0].averaged:
+        return
+    for name in others:
         more = gain_over_control(arms[first], arms[name])
         print(f"{first} gained {points(more.mean)} {points_range(more)} points more than {name}.")
-    for name, comparisons in arms.items() if _headline(arms[first]) else ():
+    for name, comparisons in arms.items():
         kept = ", ".join(
             f"unique {c.unique_ratio_kept:.2f}, colours {c.colour_similarity:.2f}" for c in comparisons
         )

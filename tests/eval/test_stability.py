@@ -92,9 +92,8 @@ def test_an_explosion_needs_entropy_and_where_asked_for_gradient_norm() -> None:
 
 def test_an_explosion_begins_where_training_has_brought_entropy_and_ends_above_its_start() -> None:
     fallen = [1.0] * 5 + [0.4] * 10
-    assert (
-        explosion([*fallen, *[0.9] * 10], [], 5, 2.0) is None
-    )  # more than twice the lowest, but below the start
+    # More than twice the lowest, but below the start.
+    assert explosion([*fallen, *[0.9] * 10], [], 5, 2.0) is None
     assert explosion([*fallen, *[1.2] * 10], [], 5, 2.0) == len(fallen) + 3
     assert explosion([*fallen, *[1.2] * 10], [], 5, 4.0) is None
 
