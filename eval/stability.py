@@ -169,15 +169,20 @@ def _setting_findings(study: Study, setting: str) -> list[Finding]:
     if not baseline:
         return [Finding("open", f"{setting}: no run without correction is finished, so nothing can be said.")]
     exploded = [s for s in baseline if s.exploded_at is not None]
-    rise = f"entropy {_span(s.entropy_first for s in baseline)} → at most {_span(s.entropy_max for s in baseline)} nats"
-    norm = f"gradient norm {_span(s.grad_norm_first for s in baseline)} → {_span(s.grad_norm_max for s in baseline)}"
     gain = run_interval([s.gain for s in baseline])
+    control = next((name for name, changes in study.settings.items() if not changes and name != setting), "")
+    unharmed = study.of(control, BASELINE)
+    rises = "; ".join(
+        f"{words} {_span(getattr(s, f'{name}_first') for s in baseline)}"
+        f" → at most {_span(getattr(s, f'{name}_max') for s in baseline)}"
+        + (f" ({control}: {_span(getattr(s, f'{name}_max') for s in unharmed)})" if unharmed else "")
+        for words, name in (("entropy", "entropy"), ("gradient norm", "grad_norm"))
+    )
     head = (
         f"{setting}: without correction {len(exploded)} of {len(baseline)} seeds explode "
-        f"({rise}; {norm}); reward {_signed(gain)} from first to last steps"
+        f"({rises}); reward {_signed(gain)} from first to last steps"
     )
-    control = next((name for name, changes in study.settings.items() if not changes and name != setting), "")
-    lost = run_interval(_differences(baseline, study.of(control, BASELINE), "score"))
+    lost = run_interval(_differences(baseline, unharmed, "score"))
     head += f", score without faults {_signed(lost)} against {control}." if lost.n else "."
     kind: Literal["bad", "plain"] = "bad" if 2 * len(exploded) > len(baseline) else "plain"
     found = [Finding(kind, head)]

@@ -149,11 +149,11 @@ def test_the_verdict_is_written_from_the_numbers(tmp_path: Path) -> None:
 def test_the_cost_of_faults_is_set_against_runs_without_them(tmp_path: Path) -> None:
     made = study(tmp_path)
     made.settings["right"] = []
-    made.summaries += [
-        RunSummary(**{**vars(s), "setting": "right", "score": 0.9}) for s in made.summaries if s.arm == "none"
-    ]
+    unharmed = {"setting": "right", "score": 0.9, "entropy_max": 0.25, "grad_norm_max": 0.125}
+    made.summaries += [RunSummary(**(vars(s) | unharmed)) for s in made.summaries if s.arm == "none"]
     [text] = [f.text for f in findings(made) if f.text.startswith("int8: without correction")]
     assert "score without faults -0.200 [-0.200, -0.200] against right." in text
+    assert "(right: 0.25); gradient norm 0.5 → at most " in text and " (right: 0.125)); reward" in text
     [text] = [f.text for f in findings(made) if f.text.startswith("right: without correction")]
     assert "against" not in text
 
