@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from dina.errors import DinaError
@@ -24,8 +25,9 @@ from dina.rl.recipe.load import dump_recipe, load_recipe
 def run_stability(recipe: StabilityRecipe, console: Console | None = None) -> Path:
     """Makes every run that is not there yet, and writes ``results.csv`` and ``report.html``.
 
-    A run that was stopped half-way is made again from its start. A run that cannot go on, because its filters left
-    nothing or its numbers are no numbers any more, is a result and is noted.
+    Several processes may work on one study: each takes a run that no other is making, and reports what is there when
+    none is left to take. A run that was stopped half-way is made again from its start. A run that cannot go on, because
+    its filters left nothing or its numbers are no numbers any more, is a result and is noted.
 
     Returns:
         the report.
@@ -38,13 +40,17 @@ def run_stability(recipe: StabilityRecipe, console: Console | None = None) -> Pa
     configs = {run: run_config(recipe, run) for run in recipe.runs()}
     _claim(out, recipe)
     for number, (run, config) in enumerate(configs.items(), start=1):
-        if (run.folder / RESULT).is_file():
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(run.folder.with_name(f"{run.folder.name}.lock"), blocking=False):
+                if (run.folder / RESULT).is_file():
+                    continue
+                if console is not None:
+                    name = f"{run.setting} · {run.arm} · seed {run.seed}"
+                    console.print(f"run {number} of {len(configs)}: {name}", markup=False)
+                _make(recipe, run, config)
+        except Timeout:  # another process makes this run
             continue
-        if console is not None:
-            console.print(
-                f"run {number} of {len(configs)}: {run.setting} · {run.arm} · seed {run.seed}", markup=False
-            )
-        _make(recipe, run, config)
     return write_report(recipe)
 
 

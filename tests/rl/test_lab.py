@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from dina.errors import DinaError
 from dina.eval.runs import Outcome, read_outcome
@@ -89,6 +90,17 @@ def test_a_study_goes_on_where_it_stopped(finished: StabilityRecipe, monkeypatch
 
     assert [row["reward"] for row in lines(lost)] == [row["reward"] for row in before]
     assert [row["entropy"] for row in lines(lost)] == [row["entropy"] for row in before]
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(finished: StabilityRecipe) -> None:
+    one, other = (run.folder for run in finished.runs()[:2])
+    for folder in (one, other):
+        (folder / RESULT).unlink()
+    with FileLock(one.with_name(f"{one.name}.lock")):
+        report = run_stability(finished)
+        assert (other / RESULT).is_file() and not (one / RESULT).exists()
+        assert "1 of 4 runs are not there yet" in report.read_text()
+    assert "are not there yet" not in run_stability(finished).read_text()
 
 
 def test_seeds_may_be_added_and_arms_not_changed(finished: StabilityRecipe, base: Path) -> None:
