@@ -89,18 +89,21 @@ def _setting(study: Study, setting: str) -> _Setting:
 
 
 def _families(study: Study, arms: Sequence[str]) -> dict[str, list[str]]:
-    """Arms by what they do, each with the baseline to compare with. A sweep is a family for each key."""
+    """Arms by what they do, each with the baseline to compare with. A sweep is a family for each key, to which arms
+    that set this key alone belong as well."""
+    swept = {name.partition("=")[0] for name in study.swept}
     families: dict[str, list[str]] = {}
     for name in arms:
         if name == BASELINE:
             continue
-        if name in study.swept:
-            title = f"Values of {name.partition('=')[0]}"
-        elif any(change.startswith("filters.") for change in study.arms[name]):
-            title = "Filters"
-        else:
-            title = "Corrections"
-        families.setdefault(title, [BASELINE] if BASELINE in arms else []).append(name)
+        changes, titles = study.arms[name], []
+        if name not in study.swept:
+            filters = any(change.startswith("filters.") for change in changes)
+            titles.append("Filters" if filters else "Corrections")
+        if len(changes) == 1 and (key := changes[0].partition("=")[0]) in swept:
+            titles.append(f"Values of {key}")
+        for title in titles:
+            families.setdefault(title, [BASELINE] if BASELINE in arms else []).append(name)
     return families or ({"Without correction": list(arms)} if arms else {})
 
 
@@ -111,7 +114,7 @@ def _charts(study: Study, setting: str, arms: Sequence[str]) -> list[Markup]:
     ]
     dropped = [
         Line(
-            f"{name}: {kind}",
+            f"{name}, {which}: {kind}" if len(_filters(study.arms[name])) > 1 else f"{name}: {kind}",
             *_mean_over_seeds(study, setting, name, f"filter/{which}/reward_{kind}"),
             color,
             dash=dash,

@@ -69,7 +69,8 @@ def study_of(recipe: StabilityRecipe) -> Study:
         folder=Path(recipe.output_dir),
         recipe=recipe.recipe,
         overrides=recipe.overrides,
-        settings=recipe.settings,
+        # What is studied comes before the control that it is set against.
+        settings=dict(sorted(recipe.settings.items(), key=lambda item: not item[1])),
         arms=recipe.all_arms,
         swept=[name for name in recipe.all_arms if name not in recipe.arms],
         entropy_factor=rule.entropy_factor,

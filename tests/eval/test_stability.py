@@ -184,3 +184,5 @@ def test_the_page_holds_every_curve_and_asks_nobody(tmp_path: Path) -> None:
         assert f"<h3>{heading}</h3>" in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "prevents the explosion" in page
+    sweep = page[page.index("Values of filters.mismatch_tau</h3>") :]
+    assert "filter: kept" in sweep and "filters.mismatch_tau=0.9" in sweep  # 0.3 is the arm `filter`
