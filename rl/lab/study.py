@@ -42,15 +42,16 @@ def run_stability(recipe: StabilityRecipe, console: Console | None = None) -> Pa
     for number, (run, config) in enumerate(configs.items(), start=1):
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(run.folder.with_name(f"{run.folder.name}.lock"), blocking=False):
-                if (run.folder / RESULT).is_file():
-                    continue
-                if console is not None:
-                    name = f"{run.setting} · {run.arm} · seed {run.seed}"
-                    console.print(f"run {number} of {len(configs)}: {name}", markup=False)
-                _make(recipe, run, config)
+            held = FileLock(run.folder.with_name(f"{run.folder.name}.lock")).acquire(blocking=False)
         except Timeout:  # another process makes this run
             continue
+        with held:
+            if (run.folder / RESULT).is_file():
+                continue
+            if console is not None:
+                name = f"{run.setting} · {run.arm} · seed {run.seed}"
+                console.print(f"run {number} of {len(configs)}: {name}", markup=False)
+            _make(recipe, run, config)
     return write_report(recipe)
 
 
