@@ -86,6 +86,10 @@ class Study:
     runs: dict[tuple[str, str, int], Run] = field(default_factory=dict)
     summaries: list[RunSummary] = field(default_factory=list)
 
+    @property
+    def swept_keys(self) -> list[str]:
+        return list(dict.fromkeys(name.partition("=")[0] for name in self.swept))
+
     def of(self, setting: str, arm: str) -> list[RunSummary]:
         return [s for s in self.summaries if (s.setting, s.arm) == (setting, arm)]
 
@@ -245,8 +249,8 @@ def _recommendation(study: Study, setting: str, baseline: list[RunSummary]) -> l
     Arms that set this key alone count as further values of it.
     """
     found = []
-    for key in dict.fromkeys(name.partition("=")[0] for name in study.swept):
-        single = {c[0].partition("=")[2]: name for name, c in study.arms.items() if _sets_alone(c, key)}
+    for key in study.swept_keys:
+        single = {c[0].partition("=")[2]: name for name, c in study.arms.items() if sets_alone(c, key)}
         arms = {value: study.of(setting, name) for value, name in single.items() if study.of(setting, name)}
         effects = {value: effect(runs, baseline, study.window) for value, runs in arms.items()}
         if not arms or None in effects.values():
@@ -265,7 +269,8 @@ def _recommendation(study: Study, setting: str, baseline: list[RunSummary]) -> l
     return found
 
 
-def _sets_alone(changes: Sequence[str], key: str) -> bool:
+def sets_alone(changes: Sequence[str], key: str) -> bool:
+    """Whether an arm changes ``key`` and nothing else, so that it is one more value of a sweep of it."""
     return len(changes) == 1 and changes[0].startswith(f"{key}=")
 
 

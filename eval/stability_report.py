@@ -15,7 +15,7 @@ from dina.errors import DinaError
 from dina.eval.charts import Line, line_chart
 from dina.eval.report import TEMPLATES
 from dina.eval.runs import Run, running_mean
-from dina.eval.stability import BASELINE, RunSummary, Study, findings
+from dina.eval.stability import BASELINE, RunSummary, Study, findings, sets_alone
 from dina.eval.tables import number
 from dina.eval.verdict import percent
 
@@ -91,17 +91,13 @@ def _setting(study: Study, setting: str) -> _Setting:
 def _families(study: Study, arms: Sequence[str]) -> dict[str, list[str]]:
     """Arms by what they do, each with the baseline to compare with. A sweep is a family for each key, to which arms
     that set this key alone belong as well."""
-    swept = {name.partition("=")[0] for name in study.swept}
     families: dict[str, list[str]] = {}
     for name in arms:
         if name == BASELINE:
             continue
-        changes, titles = study.arms[name], []
-        if name not in study.swept:
-            filters = any(change.startswith("filters.") for change in changes)
-            titles.append("Filters" if filters else "Corrections")
-        if len(changes) == 1 and (key := changes[0].partition("=")[0]) in swept:
-            titles.append(f"Values of {key}")
+        changes = study.arms[name]
+        titles = [] if name in study.swept else ["Filters" if _filters(changes) else "Corrections"]
+        titles += [f"Values of {key}" for key in study.swept_keys if sets_alone(changes, key)]
         for title in titles:
             families.setdefault(title, [BASELINE] if BASELINE in arms else []).append(name)
     return families or ({"Without correction": list(arms)} if arms else {})
